@@ -1,0 +1,81 @@
+"""Message <-> canonical msgpack; the only file that imports msgpack.
+
+Canonical: keys sorted, shortest forms, no extensions, so that one message has one spelling. That kills duplicate
+keys, wide integers and trailing bytes. What is compared is the tree and not the Struct: a field that a newer peer
+added survives the check.
+"""
+
+import math
+from typing import Any, TypeVar
+
+import msgpack
+import msgspec
+
+from common import limits
+from common.errors import DecodeError
+
+T = TypeVar("T")
+Tree = Any  # dict, list, str, bytes, int, float, bool, None: checked by `_ordered`
+
+_PLAIN = (str, bytes, bool, type(None))
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """Spell a message."""
+    return pack(msgspec.to_builtins(message, builtin_types=(bytes,), order="sorted"))
+
+
+def decode(data: bytes | memoryview, kind: type[T], *, bytes_max: int = limits.ENVELOPE_BYTES_MAX) -> T:
+    """Read a message of one kind, or of a union of kinds. Raises: DecodeError."""
+    tree = unpack(data, bytes_max=bytes_max)
+    try:
+        return msgspec.convert(tree, kind, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        raise DecodeError(str(error)) from None
+
+
+def pack(tree: Tree) -> bytes:
+    """Spell a plain tree whose dictionaries are in order."""
+    packed: bytes = msgpack.packb(tree)
+    return packed
+
+
+def unpack(data: bytes | memoryview, *, bytes_max: int) -> Tree:
+    """Read a plain tree in canonical form. Raises: DecodeError."""
+    if len(data) > bytes_max:
+        raise DecodeError(f"{len(data)} bytes exceed the limit of {bytes_max}")
+    try:
+        tree = msgpack.unpackb(
+            data,
+            max_array_len=limits.ARRAY_ITEMS_MAX,
+            max_map_len=limits.MAP_ITEMS_MAX,
+            max_str_len=limits.TEXT_CHARACTERS_MAX,
+            max_bin_len=bytes_max,
+            max_ext_len=0,
+            strict_map_key=True,
+        )
+    except (ValueError, TypeError, RecursionError, MemoryError, msgpack.exceptions.UnpackException) as error:
+        raise DecodeError(f"not msgpack within the limits: {type(error).__name__}") from None
+    if pack(_ordered(tree, limits.NESTING_MAX)) != bytes(data):
+        raise DecodeError("not in canonical form")
+    return tree
+
+
+def _ordered(tree: Tree, depth: int) -> Tree:
+    """Copy a tree with its keys sorted, admitting nothing but plain values."""
+    if depth == 0:
+        raise DecodeError(f"nested deeper than {limits.NESTING_MAX}")
+    kind = type(tree)
+    if kind is dict:
+        if any(type(key) is not str for key in tree):
+            raise DecodeError("a key is not text")
+        return {key: _ordered(tree[key], depth - 1) for key in sorted(tree)}
+    if kind is list:
+        return [_ordered(item, depth - 1) for item in tree]
+    if kind is float:
+        if not math.isfinite(tree):
+            raise DecodeError("a number is not finite")
+        return tree
+    if kind is int or kind in _PLAIN:
+        return tree
+    raise DecodeError(f"a value is of the type {kind.__name__}")

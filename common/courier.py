@@ -1,0 +1,333 @@
+"""Carries blobs between a store and a bus: performs what the machines of `transfer` decide.
+
+The service that owns it passes on what it hears: chunks (`arrived`), wants, dones, presence, and the link's
+ups and downs. It sends `Want`, `Done` and `Unavailable` itself, because those are signed.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from common import chunks, limits
+from common.blobs import BlobStore, Part
+from common.bus import Bus
+from common.errors import DecodeError, NotFoundError, StorageFullError, TransferError, TransportError
+from common.ids import ClientId, Digest
+from common.machine import Seconds, Tick
+from common.messages import Manifest, Reason, Want
+from common.topics import DIGEST_DIGITS, Place, Topics
+from common.transfer import (
+    Ask,
+    Chance,
+    ChunkCame,
+    Complete,
+    Finished,
+    GiveUp,
+    Gone,
+    Keep,
+    LinkBack,
+    LinkLost,
+    Offered,
+    Receiver,
+    SendChunk,
+    Sender,
+    Sent,
+    Wanted,
+)
+
+Tell = Callable[[Want], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """On which topics our chunks go out."""
+
+    to_all: Callable[[Digest], str]
+    to_one: Callable[[ClientId, Digest], str]
+
+    @classmethod
+    def of_coordinator(cls, topics: Topics) -> Self:
+        """Models for everybody, repairs for one client."""
+        return cls(topics.model, topics.down)
+
+    @classmethod
+    def of_client(cls, topics: Topics, me: ClientId) -> Self:
+        """Uploads: the coordinator alone listens."""
+        return cls(lambda digest: topics.up(me, digest), lambda _coordinator, digest: topics.up(me, digest))
+
+
+@dataclass(slots=True, eq=False)
+class _Download:
+    machine: Receiver
+    part: Part
+    want: Tell
+    frames: str | None
+    done: asyncio.Future[Digest]
+    disk: asyncio.Lock = field(default_factory=asyncio.Lock)  # one of sync and finish at a time
+    waiting: int = 0  # callers of `fetch`
+    timer: asyncio.TimerHandle | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Upload:
+    machine: Sender
+    data: bytes | None = None  # read at the first want
+    timer: asyncio.TimerHandle | None = None
+
+
+class Courier:
+    """Fetches and serves blobs for as long as it is open: `async with Courier(...) as courier`."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: BlobStore,
+        lanes: Lanes,
+        *,
+        clock: Callable[[], Seconds] = time.monotonic,
+        chance: Chance = random,
+    ) -> None:
+        self.bytes_in = 0  # of chunks, repeated ones too
+        self.bytes_out = 0
+        self._bus, self._store, self._lanes = bus, store, lanes
+        self._clock, self._chance = clock, chance
+        self._downloads: dict[str, _Download] = {}  # by the digest's digits in topics
+        self._uploads: dict[str, _Upload] = {}  # by digest
+        self._tasks = asyncio.TaskGroup()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        timers = [one.timer for one in self._downloads.values()] + [
+            one.timer for one in self._uploads.values()
+        ]
+        for timer in timers:
+            if timer is not None:
+                timer.cancel()
+        for task in self._running:
+            task.cancel()
+        if isinstance(
+            error, asyncio.CancelledError
+        ):  # perhaps by a task of ours that failed: the group knows
+            await self._tasks.__aexit__(kind, error, trace)
+        else:
+            await self._tasks.__aexit__(None, None, None)
+        for download in self._downloads.values():
+            download.part.close()
+
+    # --- receiving ---
+
+    async def fetch(self, manifest: Manifest, *, want: Tell, frames: str | None = None) -> Digest:
+        """Have a blob in the store; callers share one transfer, and each call asks the sender anew.
+
+        `frames` is the topic that it is broadcast on. Once nobody waits, a part stays on disk.
+        Raises: StorageFullError; TransportError where the broker refuses the subscription; TransferError for
+        a manifest that cannot be, or a blob that is not to be had.
+        """
+        digest = Digest(manifest.digest)
+        if self._store.has(digest):
+            return digest
+        key = digest[:DIGEST_DIGITS]
+        download = self._downloads.get(key)
+        if download is None:
+            download = self._downloads[key] = self._open(manifest, want, frames)
+        download.waiting += 1
+        try:
+            if download.frames is not None:
+                await self._bus.subscribe(download.frames)
+            self._receive(download, Offered())
+            return await asyncio.shield(download.done)
+        finally:
+            download.waiting -= 1
+            if download.waiting == 0:
+                await self._drop(key, download)
+
+    def arrived(self, place: Place, payload: bytes) -> None:
+        """Take in what came on a chunk topic."""
+        download = self._downloads.get(place.digest or "")
+        if download is None:
+            return  # of a transfer that is over: brokers are late
+        with suppress(DecodeError):
+            chunk = chunks.parse(payload)
+            self.bytes_in += len(chunk.data)
+            self._receive(download, ChunkCame(chunk))
+
+    def unavailable(self, digest: str, reason: Reason) -> None:
+        """Hear that a blob is not to be had: its fetches end in TransferError."""
+        download = self._downloads.get(digest[:DIGEST_DIGITS])
+        if download is not None:
+            _fail(download, TransferError(f"blob {digest[:12]} is not to be had: {reason}"))
+
+    # --- sending ---
+
+    def offer(self, manifest: Manifest, *, expected: Iterable[ClientId] = ()) -> None:
+        """Serve a blob of the store to whoever wants it; it begins when all that are expected have asked."""
+        self._uploads.setdefault(manifest.digest, _Upload(Sender(manifest, expected)))
+
+    def withdraw(self, digest: str) -> None:
+        """Serve a blob no more."""
+        upload = self._uploads.pop(digest, None)
+        if upload is not None and upload.timer is not None:
+            upload.timer.cancel()
+
+    def wanted(self, receiver: ClientId, want: Want) -> Reason | None:
+        """Serve a want, or say why it cannot be (for an `Unavailable`)."""
+        upload = self._uploads.get(want.digest)
+        if upload is None:
+            return Reason.TRANSFER_FAILED
+        if upload.data is None:
+            try:
+                upload.data = self._store.read(want.digest)
+            except (NotFoundError, OSError):
+                return Reason.TRANSFER_FAILED
+        have = tuple((first, last) for first, last in want.have)
+        gave_up = self._send(upload, Wanted(receiver, have))
+        return Reason.TRANSFER_FAILED if gave_up else None
+
+    def finished(self, receiver: ClientId, digest: str) -> None:
+        """Hear that a receiver has the whole blob."""
+        upload = self._uploads.get(digest)
+        if upload is not None:
+            self._send(upload, Finished(receiver))
+
+    def gone(self, receiver: ClientId) -> None:
+        """Hear that a receiver is away."""
+        for upload in tuple(self._uploads.values()):
+            self._send(upload, Gone(receiver))
+
+    # --- the link ---
+
+    def link_up(self) -> None:
+        """Hear that the link stands: go on, and ask for what was lost meanwhile."""
+        for upload in tuple(self._uploads.values()):
+            self._send(upload, LinkBack())
+        for download in tuple(self._downloads.values()):
+            self._receive(download, LinkBack())
+
+    def link_down(self) -> None:
+        """Hear that the link broke."""
+        for upload in tuple(self._uploads.values()):
+            self._send(upload, LinkLost())
+        for download in tuple(self._downloads.values()):
+            self._receive(download, LinkLost())
+
+    # --- inside ---
+
+    def _open(self, manifest: Manifest, want: Tell, frames: str | None) -> _Download:
+        if (reason := chunks.check(manifest)) is not None:
+            raise TransferError(f"blob {manifest.digest[:12]} is refused: {reason}")
+        if len(self._downloads) >= limits.OPEN_TRANSFERS_MAX:
+            raise TransferError(f"{limits.OPEN_TRANSFERS_MAX} transfers are open already")
+        part = self._store.open_part(manifest)
+        machine = Receiver(manifest, self._chance, part.have())
+        return _Download(machine, part, want, frames, asyncio.get_running_loop().create_future())
+
+    def _receive(self, download: _Download, event: Offered | ChunkCame | LinkLost | LinkBack | Tick) -> None:
+        if download.done.done():
+            return
+        for effect in download.machine.handle(event, self._clock()):
+            match effect:
+                case Keep(index, data):
+                    try:
+                        download.part.write(index, data)
+                    except (StorageFullError, OSError) as error:
+                        _fail(download, error)
+                        return
+                case Ask(have):
+                    self._spawn(
+                        self._ask(download, Want(digest=download.machine.manifest.digest, have=list(have)))
+                    )
+                case Complete():
+                    self._spawn(self._finish(download))
+        if download.part.is_sync_due and not download.disk.locked():
+            self._spawn(self._sync(download))
+        _rearm(download, self._clock(), lambda: self._receive(download, Tick()))
+
+    def _send(
+        self, upload: _Upload, event: Wanted | Sent | LinkLost | LinkBack | Finished | Gone | Tick
+    ) -> bool:
+        """Feed a sender; tell whether it gave the receiver up."""
+        if self._uploads.get(upload.machine.manifest.digest) is not upload:
+            return False  # withdrawn
+        gave_up = False
+        for effect in upload.machine.handle(event, self._clock()):
+            match effect:
+                case SendChunk(index, to):
+                    self._spawn(self._publish(upload, index, to))
+                case GiveUp():
+                    gave_up = True
+        _rearm(upload, self._clock(), lambda: self._send(upload, Tick()))
+        return gave_up
+
+    async def _publish(self, upload: _Upload, index: int, to: ClientId | None) -> None:
+        manifest, data = upload.machine.manifest, upload.data
+        assert data is not None
+        digest = Digest(manifest.digest)
+        topic = self._lanes.to_all(digest) if to is None else self._lanes.to_one(to, digest)
+        chunk = chunks.cut(data, manifest, index)
+        try:
+            await self._bus.publish(topic, chunks.frame(digest, index, manifest.chunks, chunk))
+        except TransportError:
+            self._send(upload, LinkLost())  # `link_up` goes on from here
+        else:
+            self.bytes_out += len(chunk)
+            self._send(upload, Sent(index, to))
+
+    async def _ask(self, download: _Download, want: Want) -> None:
+        with suppress(TransportError):  # asked again when the link is back
+            await download.want(want)
+
+    async def _sync(self, download: _Download) -> None:
+        async with download.disk:
+            try:
+                await asyncio.to_thread(download.part.sync)
+            except OSError as error:
+                _fail(download, error)
+
+    async def _finish(self, download: _Download) -> None:
+        async with download.disk:
+            try:
+                await asyncio.to_thread(download.part.finish)
+            except (TransferError, OSError) as error:
+                _fail(download, error)
+            else:
+                if not download.done.done():
+                    download.done.set_result(Digest(download.machine.manifest.digest))
+
+    async def _drop(self, key: str, download: _Download) -> None:
+        del self._downloads[key]
+        download.done.cancel()
+        if download.timer is not None:
+            download.timer.cancel()
+        if download.frames is not None:
+            await self._bus.unsubscribe(download.frames)
+        async with download.disk:
+            download.part.close()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._tasks.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+
+def _fail(download: _Download, error: Exception) -> None:
+    if not download.done.done():
+        download.done.set_exception(error)
+
+
+def _rearm(one: _Download | _Upload, now: Seconds, wake: Callable[[], object]) -> None:
+    """Keep one timer per machine, for the moment that it names."""
+    if one.timer is not None:
+        one.timer.cancel()
+    at = one.machine.wake_at()
+    one.timer = None if at is None else asyncio.get_running_loop().call_later(max(0.0, at - now), wake)

@@ -1,0 +1,246 @@
+"""The data sets: whole for the coordinator's test, in parts for clients.
+
+A data set of your own is `(client_id, num_clients, **options) -> ClientData`. It may carry the attributes
+`input_shape` and `num_classes`, and `test(**options)`, a torch data set for the coordinator.
+Shapes: x float32[n, channels, height, width] in [0, 1], y int64[n]: one tensor each, so that a batch is one
+        indexing.
+Laws:   1. A data set is the one that was asked for: nothing takes its place. 2. Same spec, same parts,
+        everywhere.
+torch and scikit-learn are imported late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+import numpy as np
+
+from common import imagefiles, partition, plugins
+from common.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch.utils.data import Dataset, TensorDataset
+
+    Data = Dataset[Any]  # of pairs (x, y)
+
+Shape = tuple[int, ...]
+Scheme = Literal["dirichlet", "iid", "shards"]
+
+
+@dataclass(frozen=True, slots=True)
+class DataSpec:
+    """Which data, and how it is dealt out."""
+
+    name: str
+    data_dir: Path | None = None
+    scheme: Scheme = "dirichlet"
+    alpha: float = 0.5  # of the Dirichlet distribution: the smaller, the more clients differ
+    seed: int = 0
+    test_share: float = 0.1  # of each client's part, held out for its own scores
+    max_examples: int | None = None  # cap on each client's part
+    shards_per_client: int = 2
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # the data set's own
+
+
+@dataclass(frozen=True, slots=True)
+class ClientData:
+    """What one client has."""
+
+    train: Data
+    test: Data | None  # held out; None where nothing is
+
+
+class Split(NamedTuple):
+    """One half of a built-in data set, as it lies in its files."""
+
+    pixels: NDArray[Any]  # [n, channels, height, width]
+    labels: NDArray[np.int64]  # [n]
+    white: float = 1.0  # the pixel value that becomes 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Builtin:
+    """A data set that comes with fedmq."""
+
+    input_shape: Shape
+    num_classes: int
+    load: Callable[[Path | None, bool], Split]  # data_dir, test -> the one half or the other
+
+
+def digits() -> Builtin:
+    """Take 1,797 handwritten digits, 8 x 8 (UCI, in scikit-learn). Every fifth of a class is for the test."""
+    return Builtin((1, 8, 8), 10, lambda _, test: _digits(test=test))
+
+
+def images(files: imagefiles.ImageFiles) -> Builtin:
+    """Take MNIST or its kin from its files."""
+    return Builtin(
+        (1, 28, 28), 10, lambda data_dir, test: Split(*imagefiles.read_idx(files, data_dir, test=test), 255)
+    )
+
+
+def cifar10() -> Builtin:
+    """Take CIFAR-10 from its files."""
+    files = imagefiles.CIFAR10
+    return Builtin(
+        (3, 32, 32),
+        10,
+        lambda data_dir, test: Split(*imagefiles.read_cifar10(files, data_dir, test=test), 255),
+    )
+
+
+def synthetic(
+    shape: Iterable[int] = (1, 8, 8),
+    classes: int = 10,
+    examples: int = 2000,
+    noise: float = 1.0,
+    seed: int = 0,
+) -> Builtin:
+    """Draw a Gaussian cloud for each class; a fifth as many examples again are for the test."""
+    size = tuple(shape)
+    if min(*size, classes, examples) < 1:
+        raise ConfigError(
+            f"synthetic: shape {size}, classes {classes} and examples {examples} must be above 0"
+        )
+
+    def load(_: Path | None, test: bool) -> Split:
+        centres = np.random.default_rng(seed).standard_normal((classes, *size), np.float32)
+        rng = np.random.default_rng([seed, 1 + test])
+        labels = np.arange(max(examples // 5, 1) if test else examples, dtype=np.int64) % classes
+        return Split(
+            centres[labels] + np.float32(noise) * rng.standard_normal((len(labels), *size), np.float32),
+            labels,
+        )
+
+    return Builtin(size, classes, load)
+
+
+DATASETS: Mapping[str, Callable[..., Builtin]] = {
+    "digits": digits,
+    "mnist": partial(images, imagefiles.MNIST),
+    "fashion-mnist": partial(images, imagefiles.FASHION_MNIST),
+    "cifar10": cifar10,
+    "synthetic": synthetic,
+}
+
+
+def describe(spec: DataSpec, data: ClientData | None = None) -> tuple[Shape, int]:
+    """Say the input shape and the number of classes.
+
+    Where a plug-in does not say them, they are read off `data`. Raises: UsageError, ConfigError.
+    """
+    source = _resolve(spec)
+    if isinstance(source, Builtin):
+        return source.input_shape, source.num_classes
+    shape, classes = getattr(source, "input_shape", None), getattr(source, "num_classes", None)
+    if data is None and (shape is None or classes is None):
+        raise ConfigError(
+            f"data set {spec.name!r} has no attributes input_shape and num_classes; set both on it"
+        )
+    pairs = cast("Any", data.train if data else ())
+    return (
+        tuple(pairs[0][0].shape if shape is None else shape),
+        1 + max(int(y) for _, y in pairs) if classes is None else int(classes),
+    )
+
+
+def warm(spec: DataSpec) -> None:
+    """Read the training half now: processes that are forked afterwards share it."""
+    if isinstance(_resolve(spec), Builtin):
+        _split(spec, test=False)
+
+
+def client_data(spec: DataSpec, client_index: int, num_clients: int, client_id: str) -> ClientData:
+    """Deal one client its part. Raises: UsageError, ConfigError, DataMissingError."""
+    if not 0 <= spec.test_share < 1:
+        raise ConfigError(f"test_share must be from 0 to below 1, not {spec.test_share}")
+    source = _resolve(spec)
+    if not isinstance(source, Builtin):
+        name, options = _name_and_options(spec)
+        data = plugins.call(name, source, client_id, num_clients, **options)
+        if not isinstance(data, ClientData):
+            raise UsageError(f"data set {name!r} returned a {type(data).__name__}, not a ClientData")
+        return data
+    if not 0 <= client_index < num_clients:
+        raise ConfigError(f"there is no client {client_index} among {num_clients}")
+    rng = np.random.default_rng([spec.seed, client_index])
+    mine = rng.permutation(_parts(spec, num_clients)[client_index])[: spec.max_examples]
+    held_out = min(round(len(mine) * spec.test_share), len(mine) - 1)
+    split = _split(spec, test=False)
+    return ClientData(
+        train=_tensors(split, mine[held_out:]),
+        test=_tensors(split, mine[:held_out]) if held_out else None,
+    )
+
+
+def test_data(spec: DataSpec) -> Data | None:
+    """Take the central test set; None for a plug-in that has none. Raises: as `client_data`."""
+    source = _resolve(spec)
+    if isinstance(source, Builtin):
+        split = _split(spec, test=True)
+        return _tensors(split, np.arange(len(split.labels)))
+    test = getattr(source, "test", None)
+    if test is None:
+        return None
+    name, options = _name_and_options(spec)
+    return cast("Data", plugins.call(f"{name}.test", test, **options))
+
+
+def _name_and_options(spec: DataSpec) -> tuple[str, plugins.Options]:
+    name, inline = plugins.parse(spec.name)
+    return name, {**inline, **spec.options}
+
+
+def _resolve(spec: DataSpec) -> Builtin | Callable[..., object]:
+    name, options = _name_and_options(spec)
+    source = plugins.find("fedmq.datasets", DATASETS, name)
+    if not callable(source):
+        raise UsageError(f"data set {name!r} is not a function (client_id, num_clients, **options)")
+    return plugins.call(name, DATASETS[name], **options) if name in DATASETS else source
+
+
+@lru_cache(maxsize=2)
+def _split(spec: DataSpec, *, test: bool) -> Split:
+    source = _resolve(spec)
+    assert isinstance(source, Builtin)
+    return source.load(spec.data_dir, test)
+
+
+@lru_cache(maxsize=1)
+def _parts(spec: DataSpec, num_clients: int) -> list[partition.Indices]:
+    labels = _split(spec, test=False).labels
+    match spec.scheme:
+        case "dirichlet":
+            return partition.dirichlet(labels, num_clients, spec.alpha, spec.seed)
+        case "iid":
+            return partition.iid(len(labels), num_clients, spec.seed)
+        case "shards":
+            return partition.shards(labels, num_clients, spec.shards_per_client, spec.seed)
+        case _:
+            raise ConfigError(f"no partition scheme {spec.scheme!r}; there are: dirichlet, iid, shards")
+
+
+def _tensors(split: Split, chosen: partition.Indices) -> TensorDataset:
+    import torch
+    from torch.utils.data import TensorDataset
+
+    pixels = split.pixels[chosen].astype(np.float32) / np.float32(split.white)
+    return TensorDataset(torch.from_numpy(pixels), torch.from_numpy(split.labels[chosen]))
+
+
+def _digits(*, test: bool) -> Split:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    nth = np.zeros(len(labels), np.int64)  # which of its class an example is
+    for label in range(10):
+        members = np.flatnonzero(labels == label)
+        nth[members] = np.arange(len(members))
+    half = (nth % 5 == 4) == test
+    return Split(pixels[half].reshape(-1, 1, 8, 8).astype(np.float32), labels[half].astype(np.int64), 16)

@@ -1,0 +1,121 @@
+"""Every error that fedmq raises on purpose, with the exit code it ends in.
+
+    FedmqError 1
+    ├── StorageFullError 1       a blob does not fit into the store, or onto the disk
+    ├── TransferError 1          a blob cannot be had
+    ├── UsageError 2             the command line names something that does not exist
+    ├── NotFoundError 3          a run, a file or a key that is not there
+    ├── UnhealthyError 4         a part is not there, or not ready
+    ├── TimedOutError 5          no answer in time
+    ├── AlreadyRunningError 6    another process holds this state directory
+    ├── WireError 65             what came in is not what it should be
+    │   ├── DecodeError          not well-formed
+    │   └── SignatureError       not signed by whom it should be
+    ├── DataMissingError 66      a data set is neither here nor to be had
+    ├── TransportError 69        the broker cannot be reached, or a port is taken
+    ├── TransitionError 70       our bug: a machine was asked for a move it does not have
+    └── ConfigError 78           settings that cannot work
+
+The docstring of a class is what the operator reads under the sentence: what to do.
+Refusing a peer is not an error but a `common.messages.Reason`.
+"""
+
+import inspect
+
+
+class FedmqError(Exception):
+    """Something failed; the message says what."""
+
+    exit_code = 1
+
+    @property
+    def advice(self) -> str:
+        """What to do about it: the docstring of the class."""
+        return inspect.getdoc(type(self)) or ""
+
+
+class StorageFullError(FedmqError):
+    """Free space on the disk that holds the state directory, or move that directory with --state-dir."""
+
+
+class TransferError(FedmqError):
+    """The other side no longer offers this blob, or gave up sending it; the next task brings a new one."""
+
+
+class UsageError(FedmqError):
+    """Run the command with --help to see what it takes."""
+
+    exit_code = 2
+
+
+class NotFoundError(FedmqError):
+    """Check the name; `fedmq status` shows what there is."""
+
+    exit_code = 3
+
+
+class UnhealthyError(FedmqError):
+    """Start the part that is missing, or wait for it; `fedmq status` shows who is here."""
+
+    exit_code = 4
+
+
+class TimedOutError(FedmqError):
+    """See with `fedmq status` whether the other side is here, and try again."""
+
+    exit_code = 5
+
+
+class AlreadyRunningError(FedmqError):
+    """Stop the other process, or give this one a directory of its own with --state-dir."""
+
+    exit_code = 6
+
+
+class WireError(FedmqError):
+    """What came in is not what it should be. It was dropped and counted."""
+
+    exit_code = 65
+
+
+class DecodeError(WireError):
+    """The bytes are malformed or exceed a limit. The sender runs something else, or the link spoils data."""
+
+
+class SignatureError(WireError):
+    """The message is not signed by the one it names.
+
+    Either that participant has a new key that this federation did not issue, or someone else publishes
+    under its name.
+    """
+
+
+class DataMissingError(FedmqError):
+    """Put the files where the message says, pass --data-dir, or use the embedded data set: --dataset digits."""
+
+    exit_code = 66
+
+
+class TransportError(FedmqError):
+    """Check that the broker runs and that host and port are right; `fedmq broker` starts one."""
+
+    exit_code = 69
+
+
+class TransitionError(FedmqError):
+    """This is a bug in fedmq; please report it with the story below."""
+
+    exit_code = 70
+
+
+class ConfigError(FedmqError):
+    """Correct the setting that the message names; flags win over FEDMQ_* variables, those over the TOML file."""
+
+    exit_code = 78
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Take the one thing that went wrong out of the groups that tasks wrap it in."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

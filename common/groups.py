@@ -1,0 +1,199 @@
+"""What can be configured, in groups: each setting with its description, its bounds, and its unit in its name.
+
+How flags, environment and file fill them: `common.settings`.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, PrivateAttr
+
+from common import ids
+from common.errors import ConfigError
+
+
+def _federation(name: str) -> str:
+    try:
+        return ids.federation_id(name)
+    except ConfigError:
+        raise ValueError(f"a name matches {ids.NAME} and is not reserved") from None
+
+
+def _listed(value: object) -> object:
+    """Let a list be given as one text with commas."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _typed(options: object) -> object:
+    """Read the options, and each one that is text, as JSON where it is JSON: 64, 0.5, true, [1, 28, 28]."""
+    options = _json(options)
+    return {key: _json(value) for key, value in options.items()} if isinstance(options, dict) else options
+
+
+def _json(value: object) -> object:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError("give HOST:PORT, with a port of 1 to 65535")
+    return text
+
+
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+Options = Annotated[dict[str, JsonValue], BeforeValidator(_typed)]
+Brokers = Annotated[
+    tuple[Annotated[str, AfterValidator(_address)], ...],
+    BeforeValidator(_listed),
+    Field(min_length=1),
+]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Level = Literal["debug", "info", "warning", "error"]
+
+
+class Group(BaseModel):
+    """Settings that belong together: a table of the TOML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Group):
+    """Which examples there are, and who holds them."""
+
+    dataset: str = Field(
+        default="digits", description="data set: a built-in name or package.module:attribute"
+    )
+    data_dir: UserPath | None = Field(
+        default=None, description="where the data set's files are, or are downloaded to"
+    )
+    partition: Literal["dirichlet", "iid", "shards"] = Field(
+        default="dirichlet", description="how examples are dealt out to clients"
+    )
+    alpha: float = Field(
+        default=0.5, ge=1e-3, le=1e6, description="concentration of the Dirichlet partition; small is unequal"
+    )
+    num_clients: int = Field(
+        default=3, ge=1, le=100_000, description="number of clients the data is dealt out to"
+    )
+    test_share: float = Field(
+        default=0.1, ge=0, le=0.9, description="share of its examples that a client holds out to test on"
+    )
+    max_examples: int | None = Field(
+        default=None, ge=1, le=2**40, description="most examples that a client trains on; unset: all it has"
+    )
+    options: Options = Field(default={}, description="options of the data set, by name")
+
+
+class Model(Group):
+    """What is trained."""
+
+    name: str = Field(default="mlp", description="model: a built-in name or package.module:attribute")
+    options: Options = Field(default={}, description="options of the model, by name")
+
+
+class Training(Group):
+    """How a client trains in a round."""
+
+    local_epochs: int = Field(
+        default=5, ge=1, le=10_000, description="passes over the client's examples in a round"
+    )
+    batch_size: int = Field(default=32, ge=1, le=1_000_000, description="examples in a batch")
+    lr: float = Field(default=0.05, gt=0, le=1000, description="learning rate")
+    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="optimizer of local training")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(
+        default=0.0, ge=0, le=10, description="weight decay, as the optimizer defines it"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to train")
+
+
+class Run(Group):
+    """How rounds are run."""
+
+    num_rounds: int = Field(default=5, ge=1, le=1_000_000, description="rounds in a run")
+    strategy: str = Field(
+        default="fedavg", description="strategy: a built-in name or package.module:attribute"
+    )
+    codec: Literal["none", "fp16"] = Field(default="none", description="how models and updates become bytes")
+    cohort_size: int | None = Field(
+        default=None, ge=1, le=100_000, description="clients asked in a round; unset: all that are online"
+    )
+    quorum_share: float = Field(
+        default=0.5, gt=0, le=1, description="share of the cohort that must report by the deadline"
+    )
+    patience: float = Field(
+        default=3.0,
+        ge=1,
+        le=1000,
+        description="a round's deadline, as a multiple of the times of rounds before it",
+    )
+    first_round_s: float = Field(
+        default=600, gt=0, le=604_800, description="deadline of the first round, in seconds"
+    )
+    wait_for_clients: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="clients to wait for before the first round; unset: all of them",
+    )
+
+
+class Broker(Group):
+    """The MQTT broker that `fedmq broker` and `fedmq demo` start."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
+    port: Port = Field(default=1883, description="port to listen on; 0: any free one")
+    engine: Literal["amqtt", "mosquitto"] = Field(default="amqtt", description="which broker to run")
+    ws_port: Port | None = Field(default=None, description="port for MQTT over WebSocket; unset: none")
+
+
+class Link(Group):
+    """Where this part finds its broker."""
+
+    brokers: Brokers = Field(
+        default=("127.0.0.1:1883",), description="HOST:PORT of the brokers, tried in turn"
+    )
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """The brokers as host and port; an IPv6 host without its brackets."""
+        parts = (broker.rpartition(":") for broker in self.brokers)
+        return tuple((host.strip("[]"), int(port)) for host, _, port in parts)
+
+
+class Log(Group):
+    """What is logged, how, and where to."""
+
+    level: Level = Field(default="info", description="least level that is logged")
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto",
+        description="console: key=value; json: JSON Lines; auto: json where stderr is no terminal",
+    )
+    file: UserPath | None = Field(default=None, description="file that log lines are added to; unset: stderr")
+
+
+class Settings(Group):
+    """All of them. Settings(...) takes nothing from outside; `common.settings.load` does."""
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    federation: Annotated[str, AfterValidator(_federation)] = Field(
+        default="demo", description="name of the federation"
+    )
+    seed: int = Field(
+        default=0, ge=0, le=2**53, description="what chance starts from: partition, first model, cohorts"
+    )
+    state_dir: UserPath | None = Field(default=None, description="where this part keeps its state")
+    keys_dir: UserPath | None = Field(default=None, description="where keys and certificates are")
+    data: Data = Data()
+    model: Model = Model()
+    training: Training = Training()
+    run: Run = Run()
+    broker: Broker = Broker()
+    link: Link = Link()
+    log: Log = Log()

@@ -1,0 +1,91 @@
+"""Every limit, with its name and its unit: what bounds each message, queue, wait and store."""
+
+# Messages
+LINE_BYTES_MAX = 16 * 1024  # one signed JSON line
+MANIFEST_LINE_BYTES_MAX = 1024 * 1024  # the model manifest carries 16 bytes a chunk
+ENVELOPE_BYTES_MAX = 1024 * 1024
+HEADER_BYTES_MAX = 64 * 1024
+SIGNATURE_BYTES_MAX = 512  # RSA-4096
+NESTING_MAX = 8
+ARRAY_ITEMS_MAX = 4096
+MAP_ITEMS_MAX = 256
+TEXT_CHARACTERS_MAX = 4096
+TOPIC_BYTES_MAX = 255
+TOPIC_LEVELS_MAX = 8
+
+# Blobs
+CHUNK_BYTES = 240 * 1024  # with its frame below 256 KiB, which most brokers allow
+CHUNK_BYTES_MIN = 1024
+CHUNK_BYTES_MAX = 900 * 1024
+CHUNK_HASH_BYTES = 16
+CHUNK_FRAME_BYTES = 64  # more than the frame around a chunk needs
+BLOB_BYTES_MAX = 1024 * 1024 * 1024
+BLOB_STORE_BYTES_MAX = 8 * 1024 * 1024 * 1024
+WINDOW_CHUNKS_START = 4
+WINDOW_CHUNKS_MAX = 8
+WANT_RANGES_MAX = 64  # above it the sender is told the first ranges and sends the rest anyway
+WANT_COALESCE_S = 0.2  # wants for one blob within this time are served together
+REPAIR_FIRST_S = 3.0  # no chunk for so long: ask for what is missing
+REPAIR_MAX_S = 60.0
+REPAIR_BUDGET = 3  # times the blob's size, per receiver and blob
+PART_CHUNKS_UNSYNCED_MAX = 16  # so many chunks, or
+PART_UNSYNCED_S = 1.0  # so long: what came goes to disk for good
+OPEN_TRANSFERS_MAX = 64
+UPLOADS_AT_ONCE = 8
+
+# Models
+MODEL_ELEMENTS_MAX = BLOB_BYTES_MAX // 4  # float32 values
+TENSOR_DIMENSIONS_MAX = 8
+DELTA_NORM_MAX = 1e6  # of one update, L2: above it a client has diverged or means harm
+
+# Data sets
+DOWNLOAD_SILENCE_S = 30  # a server that says nothing for so long is given up
+
+# Link
+KEEPALIVE_S = 30
+CONNECT_S = 10.0
+INBOX_EVENTS_MAX = 4096
+INBOX_BYTES_MAX = 64 * 1024 * 1024
+INFLIGHT_MESSAGES_MAX = 16
+QUEUED_MESSAGES_MAX = 256
+RECONNECT_MAX_S = 60.0
+LINK_STEADY_S = 60.0  # up for so long: the back-off starts anew
+ACKNOWLEDGE_S = 60.0  # no acknowledgement for so long while some are due: the link is given up
+FAREWELL_S = 2.0  # for DISCONNECT to leave
+
+# Presence
+HEARTBEAT_S = 10.0
+HEARTBEATS_MISSED = 3
+REANNOUNCE_S = 5.0  # clients spread their new announcements over this time
+
+# Broker
+PACKET_BYTES_MAX = 8 * 1024 * 1024
+PACKET_BYTES_MAX_UNKNOWN = 64 * 1024  # before CONNECT has been accepted
+IDLE_S_MAX = 120
+OUTSTANDING_BYTES_MAX = 64 * 1024 * 1024  # sent to one session and not yet taken by it
+SUBSCRIPTIONS_MAX = 100
+RETAINED_MESSAGES_MAX = 10_000
+RETAINED_BYTES_MAX = 64 * 1024 * 1024
+OFFLINE_MESSAGES_MAX = 1000
+OFFLINE_BYTES_MAX = 16 * 1024 * 1024
+TAKEOVER_S = 2.0
+
+# Identity
+ROOT_DAYS = 20 * 365
+CERTIFICATE_DAYS = 5 * 365
+PEERS_MAX = 65_536  # known at once; above it new ones are refused
+CONNECTIONS_MAX = 4096
+INBOX_PACKETS_MAX = 64  # of one connection, read and not yet handled; above it reading pauses
+INBOX_BYTES_MAX = 1024 * 1024
+CROWDED_BYTES = 32 * 1024 * 1024  # outstanding to one session: whoever publishes to it is slowed down
+CROWDED_S = 1.0  # for at most so long per message
+PUBLISHES_PER_S_MAX = 20_000  # of one session; above it reading pauses
+PUBLISHED_BYTES_PER_S_MAX = 1024 * 1024 * 1024
+SESSION_EXPIRY_S = 24 * 3600  # of a persistent session that nobody comes back to
+BROKER_STOP_S = 4.0
+BROKER_START_S = 10.0
+BROKER_INFLIGHT_MAX = 64  # Mosquitto: QoS 1 messages to one client and not yet acknowledged
+BROKER_QUEUED_MAX = (
+    10_000  # Mosquitto: messages that wait for one client; its own default of 1000 drops silently
+)
+BROKER_SAVE_S = 60

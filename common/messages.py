@@ -1,0 +1,329 @@
+"""Everything that travels, one Struct per kind.
+
+On `task` and `reply` these ride in a signed envelope (`common.envelope`), on the JSON topics as one signed line
+(`common.lines`). Models and deltas never ride in a message: a `Manifest` names a blob, its chunks follow.
+
+Laws: 1. A field is never re-meant; a new one has a default. 2. Unknown fields of a newer peer are ignored.
+3. Every number has bounds, so NaN and infinities cannot be said.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from common import limits
+from common.ids import DIGEST, NAME, Boot, ClientId, Digest, RunId
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Real = Annotated[float, Meta(ge=-1e300, le=1e300)]
+Positive = Annotated[float, Meta(gt=0, le=1e300)]
+NonNegative = Annotated[float, Meta(ge=0, le=1e300)]
+Text = Annotated[str, Meta(max_length=limits.TEXT_CHARACTERS_MAX)]
+Name = Annotated[str, Meta(pattern=f"^{NAME}$")]
+Hex = Annotated[str, Meta(pattern=f"^{DIGEST}$")]
+
+
+class Reason(StrEnum):
+    """Why something by a peer was refused: a closed set; each is the label of a counter."""
+
+    # before a message is read
+    OVERSIZE = "oversize"
+    UNKNOWN_TOPIC = "unknown-topic"
+    MALFORMED = "malformed"
+    UNKNOWN_KEY = "unknown-key"
+    BAD_SIGNATURE = "bad-signature"
+    NOT_ALLOWED = "not-allowed"
+    REPLAYED = "replayed"
+    # updates
+    NOT_INVITED = "not-invited"
+    WRONG_ROUND = "wrong-round"
+    WRONG_BASE = "wrong-base"
+    WRONG_SCHEMA = "wrong-schema"
+    EQUIVOCATION = "equivocation"
+    NOT_FINITE = "not-finite"
+    TOO_LARGE = "too-large"
+    WRONG_SIZE = "wrong-size"
+    TOO_LATE = "too-late"
+    RUN_OVER = "run-over"
+    # a client's own reasons
+    DIVERGED = "diverged"  # loss or weights became NaN or infinite
+    TRAINING_FAILED = "training-failed"
+    NO_DATA = "no-data"
+    BUSY = "busy"
+    # blobs
+    TRANSFER_FAILED = "transfer-failed"
+    DISK = "disk"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """What travels."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """A blob, before its chunks: content names it, and each chunk can be checked on arrival."""
+
+    digest: Hex  # SHA-256 of all bytes
+    size: Count  # bytes
+    chunk: Annotated[int, Meta(ge=limits.CHUNK_BYTES_MIN, le=limits.CHUNK_BYTES_MAX)]  # bytes; the last is shorter
+    hashes: bytes  # per chunk the first 16 bytes of its SHA-256, one after the other
+    codec: Text  # how the vector became bytes
+    schema: Hex  # of the tensors in it
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks there are."""
+        return -(-self.size // self.chunk)
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """How to train: the hyper-parameters of a task."""
+
+    epochs: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    batch_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 32
+    lr: Positive = 0.05
+    optimizer: Text = "sgd"
+    momentum: NonNegative = 0.9
+    weight_decay: NonNegative = 0.0
+    seed: Count = 0
+
+
+# --- coordinator to client, on `task` -------------------------------------------------------------
+
+
+class Task(Message, frozen=True, kw_only=True, tag="task"):
+    """Please train: from this base, by this plan, until then."""
+
+    run: RunId
+    round: Count
+    base: Manifest
+    plan: Plan
+    codec: Text  # for the update
+    answer_within_s: Positive
+
+
+class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):
+    """The round is over without you: drop the task."""
+
+    run: RunId
+    round: Count
+
+
+class Verdict(Message, frozen=True, kw_only=True, tag="verdict"):
+    """Your update was taken, or refused with a reason."""
+
+    run: RunId
+    round: Count
+    delta: Hex
+    refused: Reason | None = None
+    detail: Text = ""
+
+
+# --- client to coordinator, on `reply` ------------------------------------------------------------
+
+
+class Update(Message, frozen=True, kw_only=True, tag="update"):
+    """How far local training moved the model: the delta is a blob, offered here by its manifest."""
+
+    run: RunId
+    round: Count
+    client: ClientId
+    base: Hex  # the blob of the model that training started from
+    delta: Manifest  # trained - base, float32, in the schema's order, then the codec
+    examples: Annotated[int, Meta(ge=1, le=2**40)]
+    steps: Count = 0
+    loss: Real | None = None  # mean training loss of the last epoch
+    seconds: NonNegative = 0.0  # of training
+    local_loss: Real | None = None  # of the base on the client's own held-out examples
+    local_accuracy: Real | None = None
+    local_examples: Count = 0
+
+
+class Declined(Message, frozen=True, kw_only=True, tag="declined"):
+    """No update will come for this task, and why."""
+
+    run: RunId
+    round: Count
+    reason: Reason
+    detail: Text = ""
+
+
+# --- both ways ------------------------------------------------------------------------------------
+
+
+class Want(Message, frozen=True, kw_only=True, tag="want"):
+    """Send me this blob, but for the chunks that I have. The first want opens a transfer, later ones repair."""
+
+    digest: Hex
+    have: Annotated[list[tuple[Count, Count]], Meta(max_length=limits.WANT_RANGES_MAX)] = []  # inclusive, ascending
+
+
+class Done(Message, frozen=True, kw_only=True, tag="done"):
+    """I have the whole blob, checked and on disk: stop sending."""
+
+    digest: Hex
+
+
+class Unavailable(Message, frozen=True, kw_only=True, tag="unavailable"):
+    """I cannot send that blob, and why: ask no more."""
+
+    digest: Hex
+    reason: Reason
+
+
+# --- operator to coordinator, on `control` --------------------------------------------------------
+
+
+class Start(Message, frozen=True, kw_only=True, tag="start"):
+    """Begin a run."""
+
+    command: Name  # chosen by the operator; the answer repeats it
+    rounds: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None  # None: as configured
+
+
+class Stop(Message, frozen=True, kw_only=True, tag="stop"):
+    """End the run after the open round, or at once."""
+
+    command: Name
+    now: bool = False
+
+
+# --- signed lines ---------------------------------------------------------------------------------
+
+
+class Presence(StrEnum):
+    """What a status line says of its sender."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"  # said by the sender when it leaves
+    LOST = "lost"  # said by the broker for a sender that vanished (last will)
+
+
+class Status(Message, frozen=True, kw_only=True, tag="status"):
+    """Here or not. Retained. The boot id keeps a late will from killing a newer start."""
+
+    state: Presence
+    boot: Boot
+    sequence: Count = 0
+    version: Text = ""
+    certificate: Text = ""  # base64 of the DER, so that who reads this line can check all others
+
+
+class Info(Message, frozen=True, kw_only=True, tag="info"):
+    """A client's birth certificate. Retained."""
+
+    boot: Boot
+    version: Text
+    certificate: Text
+    examples: Count
+    schema: Hex  # of the model that this client can train
+    device: Text = "cpu"
+    dataset: Text = ""
+    model: Text = ""
+
+
+class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
+    """Still here. QoS 0."""
+
+    boot: Boot
+    sequence: Count
+    phase: Text = ""
+
+
+class ClientMetrics(Message, frozen=True, kw_only=True, tag="client-metrics"):
+    """How a client's training and machine are doing. QoS 0."""
+
+    run: RunId
+    round: Count
+    loss: Real | None = None
+    seconds: NonNegative = 0.0
+    examples: Count = 0
+    cpu_percent: NonNegative = 0.0
+    memory_bytes: Count = 0
+
+
+class RoundState(Message, frozen=True, kw_only=True, tag="round"):
+    """Where the run stands. Retained."""
+
+    run: RunId | None
+    round: Count
+    rounds: Count
+    phase: Text
+    cohort: Count = 0
+    reported: Count = 0
+    clients: Count = 0  # online
+
+
+class ModelLine(Message, frozen=True, kw_only=True, tag="model"):
+    """The global model of now. Retained; a late joiner asks for its chunks."""
+
+    run: RunId
+    round: Count  # the round that made it; 0 is the first model
+    digest: Hex
+    size: Count
+    chunk: Count
+    hashes: str  # base64
+    codec: Text
+    schema: Hex
+    tensors: Annotated[list[tuple[Text, Text, list[Count]]], Meta(max_length=limits.ARRAY_ITEMS_MAX)]
+
+
+class Metrics(Message, frozen=True, kw_only=True, tag="metrics"):
+    """What a round brought, and what it took."""
+
+    run: RunId
+    round: Count
+    loss: Real | None = None  # on the coordinator's test data
+    accuracy: Real | None = None
+    train_loss: Real | None = None  # mean over clients, by examples
+    local_loss: Real | None = None  # of the round's base, on the clients' own held-out data, by examples
+    local_accuracy: Real | None = None
+    clients: Count = 0  # whose updates are in the model
+    refused: dict[Text, Count] = {}
+    examples: Count = 0
+    seconds: NonNegative = 0.0
+    train_seconds: NonNegative = 0.0  # the slowest client's training
+    bytes_up: Count = 0
+    bytes_down: Count = 0
+
+
+class Summary(Metrics, frozen=True, kw_only=True, tag="summary"):
+    """The same, as the retained result of one round."""
+
+    outcome: Text
+    model: Hex | None = None  # digest of the model after it
+
+
+class Answer(Message, frozen=True, kw_only=True, tag="answer"):
+    """What became of an operator's command."""
+
+    command: Name
+    refused: Text = ""  # empty: it was taken
+    run: RunId | None = None
+
+
+class ConfigLine(Message, frozen=True, kw_only=True, tag="config"):
+    """The configuration in force. Retained."""
+
+    settings: dict[str, str | int | float | bool | None]  # by dotted names
+
+
+BY_TASK = Task | Cancel | Verdict | Want | Done | Unavailable
+BY_REPLY = Update | Declined | Want | Done | Unavailable
+BY_CONTROL = Start | Stop
+LINE = (
+    Status | Info | Heartbeat | ClientMetrics | RoundState | ModelLine | Metrics | Summary | Answer | ConfigLine
+)
+
+
+def manifest_of(line: ModelLine, hashes: bytes) -> Manifest:
+    """Take the blob's manifest out of a model line; `hashes` is decoded from its base64."""
+    return Manifest(
+        digest=Digest(line.digest),
+        size=line.size,
+        chunk=line.chunk,
+        hashes=hashes,
+        codec=line.codec,
+        schema=line.schema,
+    )

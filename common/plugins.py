@@ -1,0 +1,74 @@
+"""Names on the command line: built in, installed as an entry point, or `package.module:attribute`.
+
+A name may bring options: `fedavg(lr=0.5)`, `my_lab.nets:unet(depth=4)`. Values are Python literals, and never
+evaluated. Names come from the operator only: nothing that a peer sends is looked up here.
+"""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from common.errors import ConfigError, UsageError
+
+T = TypeVar("T")
+Options = Mapping[str, Any]  # what a plug-in takes is its own affair
+
+
+def find(group: str, builtin: Mapping[str, object], name: str) -> object:
+    """Look a name up: in the table, in the entry points of `group`, in a module. Raises: UsageError."""
+    if name in builtin:
+        return builtin[name]
+    installed = entry_points(group=group)
+    if name in installed.names:
+        return _load(name, installed[name].load)
+    if ":" in name:
+        return _load(name, lambda: _attribute(name))
+    kind = group.rpartition(".")[2].removesuffix("s")
+    known = ", ".join(sorted({*builtin, *installed.names}))
+    raise UsageError(f"no {kind} {name!r}; there are: {known}; or package.module:attribute")
+
+
+def parse(text: str) -> tuple[str, Options]:
+    """Take `name(option=literal, …)` apart. Raises: UsageError."""
+    name, bracket, rest = text.strip().partition("(")
+    try:
+        return name.strip(), _options(f"_({rest}") if bracket else {}
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise UsageError(f"{text!r} is not a name, or a name(option=value, …) with literals") from None
+
+
+def _options(text: str) -> Options:
+    """Read the options of a call. Raises: what `ast` raises, most often ValueError."""
+    called = ast.parse(text, mode="eval").body
+    if not isinstance(called, ast.Call) or not isinstance(called.func, ast.Name) or called.args:
+        raise ValueError(text)
+    return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in called.keywords}
+
+
+def call(name: str, function: Callable[..., T], /, *args: object, **options: object) -> T:
+    """Call what a name led to, with options that people typed. Raises: ConfigError for one that it lacks."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*args, **options)
+    except TypeError as error:
+        takes = ", ".join(str(parameter) for parameter in list(signature.parameters.values())[len(args) :])
+        raise ConfigError(f"{name}: {error}; its options are: {takes or 'none'}") from None
+    return function(*args, **options)
+
+
+def _attribute(name: str) -> object:
+    module, _, path = name.partition(":")
+    found: object = importlib.import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _load(name: str, load: Callable[[], object]) -> object:
+    try:
+        return load()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{name!r} cannot be loaded: {error}") from error

@@ -1,0 +1,5 @@
+"""`python -m compose` is `fedmq`."""
+
+from compose.cli import main
+
+main()

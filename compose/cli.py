@@ -1,0 +1,519 @@
+"""The one command line. Every verb parses, calls one function, prints.
+
+What is slow to import (torch, pydantic, paho, amqtt) is imported inside the verbs: `--help` answers at once.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from common.errors import FedmqError, UsageError, cause_of
+
+if TYPE_CHECKING:
+    from common.messages import Start, Stop
+    from common.settings import Settings
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="fedmq",
+    help="Federated learning over MQTT.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+)
+keys_app = typer.Typer(help="Keys and certificates of the federation.", no_args_is_help=True)
+config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+app.add_typer(config_app, name="config")
+
+Json = Annotated[bool, typer.Option("--json", help="JSON Lines on standard output, and nothing else.")]
+Config = Annotated[Path | None, typer.Option("-c", "--config", help="TOML file to read settings from.")]
+Federation = Annotated[str | None, typer.Option(help="Name of the federation.")]
+StateDir = Annotated[Path | None, typer.Option(help="Where this part keeps its state.")]
+KeysDir = Annotated[Path | None, typer.Option(help="Where keys and certificates are.")]
+Brokers = Annotated[str | None, typer.Option("--broker", help="HOST:PORT of the broker; several with commas.")]
+LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
+LogFile = Annotated[Path | None, typer.Option(help="File that log lines are added to.")]
+Dataset = Annotated[str | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10, synthetic, or MODULE:NAME.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where the data set's files are, or are downloaded to.")]
+DataOption = Annotated[
+    list[str] | None, typer.Option("--data-option", help="NAME=VALUE for the data set; may be repeated.")
+]
+ModelName = Annotated[str | None, typer.Option("--model", help="linear, mlp, cnn, resnet18, or MODULE:NAME.")]
+ModelOption = Annotated[
+    list[str] | None, typer.Option("--model-option", help="NAME=VALUE for the model; may be repeated.")
+]
+NumClients = Annotated[int | None, typer.Option(help="Clients the data is dealt out to.")]
+Partition = Annotated[str | None, typer.Option(help="dirichlet, iid or shards.")]
+Alpha = Annotated[float | None, typer.Option(help="Concentration of the Dirichlet partition; small is unequal.")]
+MaxExamples = Annotated[int | None, typer.Option(help="Most examples that a client trains on.")]
+Seed = Annotated[int | None, typer.Option(help="What chance starts from.")]
+NumRounds = Annotated[int | None, typer.Option(help="Rounds in a run.")]
+LocalEpochs = Annotated[int | None, typer.Option(help="Passes over a client's examples in a round.")]
+BatchSize = Annotated[int | None, typer.Option(help="Examples in a batch.")]
+Lr = Annotated[float | None, typer.Option("--lr", help="Learning rate of the clients.")]
+Optimizer = Annotated[str | None, typer.Option(help="sgd or adam.")]
+Momentum = Annotated[float | None, typer.Option(help="Momentum of SGD.")]
+Strategy = Annotated[str | None, typer.Option(help="fedavg, fedavg(lr=0.5), or MODULE:NAME.")]
+Codec = Annotated[str | None, typer.Option(help="How updates become bytes: none or fp16.")]
+CohortSize = Annotated[int | None, typer.Option(help="Clients asked in a round; all if not given.")]
+QuorumShare = Annotated[float | None, typer.Option(help="Share of the cohort that must report.")]
+Patience = Annotated[float | None, typer.Option(help="Deadline of a round, as a multiple of observed times.")]
+WaitFor = Annotated[int | None, typer.Option("--wait-for-clients", help="Clients to wait for before round 1.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads for training; all cores if not given.")]
+Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any free one.")]
+WsPort = Annotated[int | None, typer.Option(help="Port for MQTT over WebSocket.")]
+Engine = Annotated[str | None, typer.Option(help="amqtt or mosquitto.")]
+
+
+@app.command()
+def demo(
+    dataset: Dataset = None,
+    model: ModelName = None,
+    num_clients: NumClients = None,
+    num_rounds: NumRounds = None,
+    local_epochs: LocalEpochs = None,
+    batch_size: BatchSize = None,
+    lr: Lr = None,
+    optimizer: Optimizer = None,
+    momentum: Momentum = None,
+    partition: Partition = None,
+    alpha: Alpha = None,
+    max_examples: MaxExamples = None,
+    strategy: Strategy = None,
+    codec: Codec = None,
+    cohort_size: CohortSize = None,
+    quorum_share: QuorumShare = None,
+    patience: Patience = None,
+    seed: Seed = None,
+    data_dir: DataDir = None,
+    data_option: DataOption = None,
+    model_option: ModelOption = None,
+    device: Device = None,
+    threads: Threads = None,
+    engine: Engine = None,
+    host: Host = None,
+    port: Port = None,
+    state_dir: StateDir = None,
+    federation: Federation = None,
+    log_level: LogLevel = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Run a whole federation on this machine: broker, coordinator, clients, and one table."""
+    settings = _load(
+        config,
+        **_training_flags(locals()),
+        broker__engine=engine,
+        broker__host=host,
+        broker__port=0 if port is None else port,
+        state_dir=state_dir,
+        federation=federation,
+        log__level=log_level,
+    )
+    from compose import demo as whole
+    from compose import screen
+
+    raise typer.Exit(whole.run(settings, screen.choose(as_json=as_json), threads=threads))
+
+
+@app.command()
+def broker(
+    host: Host = None,
+    port: Port = None,
+    ws_port: WsPort = None,
+    engine: Engine = None,
+    state_dir: StateDir = None,
+    federation: Federation = None,
+    log_level: LogLevel = None,
+    log_file: LogFile = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Run a broker until it is interrupted."""
+    settings = _load(
+        config,
+        broker__host=host,
+        broker__port=port,
+        broker__ws_port=ws_port,
+        broker__engine=engine,
+        state_dir=state_dir,
+        federation=federation,
+        log__level=log_level,
+        log__file=log_file,
+    )
+    from broker.engine import BrokerPolicy, serve
+    from common.settings import default_state
+
+    chosen = settings.broker
+    directory = settings.state_dir or default_state(settings.federation, "broker", chosen.engine)
+    report = _reporter(as_json=as_json)
+    _run(
+        serve(
+            BrokerPolicy(chosen.engine, chosen.host, chosen.port, chosen.ws_port, directory),
+            lambda at, number: report({"event": "broker.listening", "host": at, "port": number}),
+        )
+    )
+
+
+@app.command()
+def coordinator(
+    dataset: Dataset = None,
+    model: ModelName = None,
+    num_clients: NumClients = None,
+    num_rounds: NumRounds = None,
+    local_epochs: LocalEpochs = None,
+    batch_size: BatchSize = None,
+    lr: Lr = None,
+    optimizer: Optimizer = None,
+    momentum: Momentum = None,
+    partition: Partition = None,
+    alpha: Alpha = None,
+    strategy: Strategy = None,
+    codec: Codec = None,
+    cohort_size: CohortSize = None,
+    quorum_share: QuorumShare = None,
+    patience: Patience = None,
+    wait_for_clients: WaitFor = None,
+    seed: Seed = None,
+    data_dir: DataDir = None,
+    data_option: DataOption = None,
+    model_option: ModelOption = None,
+    device: Device = None,
+    hold: Annotated[bool, typer.Option("--hold", help="Wait for `fedmq start`, and stay after a run.")] = False,
+    brokers: Brokers = None,
+    state_dir: StateDir = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    log_level: LogLevel = None,
+    log_file: LogFile = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Run the coordinator: open rounds, merge updates, keep the run."""
+    settings = _load(
+        config,
+        **_training_flags(locals()),
+        **_part_flags(locals()),
+        run__wait_for_clients=wait_for_clients,
+    )
+    _make_root(settings)
+    from coordinator.assembly import serve
+
+    ended = _run(serve(settings, hold=hold, report=_reporter(as_json=as_json)))
+    if ended is not None and not ended.completed:
+        raise typer.Exit(130 if ended.why == "stopped" else 1)
+
+
+@app.command()
+def client(
+    client_id: Annotated[str, typer.Option(help="This client's id: lower-case letters, digits, hyphens.")],
+    dataset: Dataset = None,
+    model: ModelName = None,
+    num_clients: NumClients = None,
+    part: Annotated[
+        int | None, typer.Option(min=1, help="Which part of the data it holds; read off the id if not given.")
+    ] = None,
+    partition: Partition = None,
+    alpha: Alpha = None,
+    max_examples: MaxExamples = None,
+    seed: Seed = None,
+    data_dir: DataDir = None,
+    data_option: DataOption = None,
+    model_option: ModelOption = None,
+    device: Device = None,
+    threads: Threads = None,
+    brokers: Brokers = None,
+    state_dir: StateDir = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    log_level: LogLevel = None,
+    log_file: LogFile = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Run one client: train on data that stays here, report signed updates."""
+    settings = _load(config, **_training_flags(locals()), **_part_flags(locals()))
+    from edge_client.assembly import serve
+
+    _run(serve(settings, client_id, report=_reporter(as_json=as_json), part=part, threads=threads))
+
+
+@app.command()
+def start(
+    num_rounds: NumRounds = None,
+    brokers: Brokers = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Start a run on a coordinator that holds."""
+    from common.messages import Start
+
+    _command(
+        _load(config, **_part_flags(locals())), lambda it: Start(command=it, rounds=num_rounds), as_json=as_json
+    )
+
+
+@app.command()
+def stop(
+    now: Annotated[bool, typer.Option("--now", help="Give the open round up.")] = False,
+    brokers: Brokers = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Stop the run after the open round, or now."""
+    from common.messages import Stop
+
+    _command(_load(config, **_part_flags(locals())), lambda it: Stop(command=it, now=now), as_json=as_json)
+
+
+@app.command()
+def status(
+    brokers: Brokers = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show who is here and where the run stands."""
+    settings = _load(config, **_part_flags(locals()))
+    from compose import operate
+
+    picture = _run(operate.look(settings))
+    facts = operate.state(picture)
+    if as_json:
+        print(json.dumps({"event": "status", **facts}))
+    else:
+        _print_status(facts)
+    if not picture.is_online:
+        raise typer.Exit(4)
+
+
+@app.command()
+def watch(
+    brokers: Brokers = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show what passes on the topics, decoded and verified, until interrupted; never weights."""
+    settings = _load(config, **_part_flags(locals()))
+    from compose import operate
+
+    _run(operate.watch(settings, _reporter(as_json=as_json, verb="message")))
+
+
+@config_app.command("show")
+def config_show(
+    origin: Annotated[bool, typer.Option("--origin", help="Also say where each value came from.")] = False,
+    running: Annotated[
+        bool, typer.Option("--running", help="Ask the running coordinator for the configuration in force.")
+    ] = False,
+    brokers: Brokers = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show the effective settings."""
+    settings = _load(config, **_part_flags(locals()))
+    from common.settings import origins, values
+
+    known: dict[str, Any] = dict(values(settings))
+    if running:
+        from common.errors import UnhealthyError
+        from compose import operate
+
+        in_force = _run(operate.look(settings)).config
+        if in_force is None:
+            _fail(UnhealthyError("no coordinator has published its configuration"))
+        known = dict(in_force.settings)
+    whence = origins(settings) if origin and not running else {}
+    if as_json:
+        print(json.dumps({"event": "config", "settings": known, "origins": whence}))
+        return
+    for name, value in known.items():
+        print(f"{name} = {json.dumps(value)}" + (f"  # {whence[name]}" if whence else ""))
+
+
+@keys_app.command("issue")
+def keys_issue(
+    role: Annotated[str, typer.Argument(help="coordinator, client, operator, dashboard or bridge.")],
+    name: Annotated[str, typer.Argument(help="The participant's id.")],
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+) -> None:
+    """Make a participant's key and certificate, to be copied to its machine; makes the root if there is none."""
+    settings = _load(config, **_part_flags(locals()))
+    _make_root(settings)
+    from common import identity, parts
+
+    directory = parts.keys_dir(settings)
+    try:
+        wanted = identity.Role(role)
+    except ValueError:
+        _fail(UsageError(f"no role is called {role!r}; there are: {', '.join(identity.Role)}"))
+    try:
+        identity.issue(directory, wanted, name)
+    except FedmqError as error:
+        _fail(error)
+    stem = f"{wanted}-{name}"
+    print(f"copy {stem}.key, {stem}.pem and root.pem from {directory} to the keys directory of {name}'s machine")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+# --- what the verbs share -------------------------------------------------------------------------
+
+
+def _training_flags(given: dict[str, Any]) -> dict[str, Any]:
+    """Name the settings that flags of training verbs stand for."""
+    names = {
+        "dataset": "data__dataset",
+        "data_dir": "data__data_dir",
+        "num_clients": "data__num_clients",
+        "partition": "data__partition",
+        "alpha": "data__alpha",
+        "max_examples": "data__max_examples",
+        "model": "model__name",
+        "local_epochs": "training__local_epochs",
+        "batch_size": "training__batch_size",
+        "lr": "training__lr",
+        "optimizer": "training__optimizer",
+        "momentum": "training__momentum",
+        "device": "training__device",
+        "num_rounds": "run__num_rounds",
+        "strategy": "run__strategy",
+        "codec": "run__codec",
+        "cohort_size": "run__cohort_size",
+        "quorum_share": "run__quorum_share",
+        "patience": "run__patience",
+        "seed": "seed",
+    }
+    flags = {setting: given.get(flag) for flag, setting in names.items()}
+    flags["data__options"] = _pairs(given.get("data_option"))
+    flags["model__options"] = _pairs(given.get("model_option"))
+    return flags
+
+
+def _part_flags(given: dict[str, Any]) -> dict[str, Any]:
+    """Name the settings that flags of every part stand for."""
+    names = {
+        "brokers": "link__brokers",
+        "state_dir": "state_dir",
+        "keys_dir": "keys_dir",
+        "federation": "federation",
+        "log_level": "log__level",
+        "log_file": "log__file",
+    }
+    return {setting: given.get(flag) for flag, setting in names.items()}
+
+
+def _pairs(texts: list[str] | None) -> dict[str, str] | None:
+    if not texts:
+        return None
+    split = [text.partition("=") for text in texts]
+    wrong = [text for text, (_, equals, _) in zip(texts, split, strict=True) if not equals]
+    if wrong:
+        _fail(UsageError(f"an option is given as NAME=VALUE, not as {wrong[0]!r}"))
+    return {name: value for name, _, value in split}
+
+
+def _load(path: Path | None, **flags: object) -> "Settings":
+    from common import log
+    from common.settings import load
+
+    try:
+        settings = load(path, **flags)
+    except FedmqError as error:
+        _fail(error)
+    log.setup(settings.log.level, settings.log.format, settings.log.file)
+    return settings
+
+
+def _make_root(settings: "Settings") -> None:
+    """Make the federation's root where this machine has neither root nor keys."""
+    from common import identity, parts
+
+    directory = parts.keys_dir(settings)
+    if not (directory / "root.pem").exists():
+        try:
+            root = identity.create_root(directory, settings.federation)
+        except FedmqError as error:
+            _fail(error)
+        print(f"made the root of federation {settings.federation}: {root.fingerprint}", file=sys.stderr)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a verb's coroutine, and turn what goes wrong into a sentence and an exit code."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise typer.Exit(1) from None
+    except (FedmqError, BaseExceptionGroup) as error:
+        cause = cause_of(error)
+        if not isinstance(cause, FedmqError):
+            raise
+        _fail(cause)
+
+
+def _fail(error: FedmqError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    if error.advice:
+        print(error.advice, file=sys.stderr)
+    raise typer.Exit(error.exit_code)
+
+
+def _reporter(*, as_json: bool, verb: str = "") -> Callable[[dict[str, object]], None]:
+    """Print events: JSON Lines, or key=value for people."""
+
+    def as_line(facts: dict[str, object]) -> None:
+        print(json.dumps({"event": verb, **facts} if verb else facts), flush=True)
+
+    def as_text(facts: dict[str, object]) -> None:
+        shown = {name: value for name, value in facts.items() if value is not None and name != "event"}
+        words = " ".join(f"{name}={value}" for name, value in shown.items())
+        print(f"{facts.get('event', verb)} {words}".strip(), flush=True)
+
+    return as_line if as_json else as_text
+
+
+def _command(settings: "Settings", make: "Callable[[str], Start | Stop]", *, as_json: bool) -> None:
+    from common.errors import AlreadyRunningError
+    from compose import operate
+
+    answer = _run(operate.command(settings, make))
+    if answer.refused:
+        _fail(AlreadyRunningError(answer.refused))
+    _reporter(as_json=as_json)({"event": "command.taken", "run": answer.run})
+
+
+def _print_status(facts: dict[str, Any]) -> None:
+    for name in ("coordinator", "run", "phase"):
+        print(f"{name}: {facts[name]}")
+    print(f"round: {facts['round']} of {facts['rounds']}; {facts['reported']} of {facts['cohort']} reported")
+    for name, about in facts["clients"].items():
+        print(f"{name}: {about['state']}, {about['examples']} examples, {about['model']}")

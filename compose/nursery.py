@@ -1,0 +1,220 @@
+"""The process that a demo's parts are forked from: torch is imported once, however many clients there are.
+
+    demo --start line--> nursery --fork--> broker
+                                 --fork--> coordinator, client-1, client-2, …
+    demo <--events, one JSON object a line-- all of them
+
+Nothing here runs a thread, an event loop or a tensor operation before the last fork: what is forked must start clean.
+Standard input is the leash: when the demo is gone, however it went, every part of it ends.
+"""
+
+import asyncio
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common import log, stopping
+from common.errors import FedmqError, cause_of
+from common.settings import Settings
+
+GRACE_S = 5.0  # for parts to end in order, before they are killed
+
+Main = Callable[["Part"], Coroutine[None, None, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of the demo, in its own process: how it is called and how it reports."""
+
+    name: str
+
+    def report(self, facts: dict[str, object]) -> None:
+        """Write one event; a line this short goes through a pipe in one piece."""
+        os.write(1, (json.dumps({**facts, "part": self.name}) + "\n").encode())
+
+
+@dataclass(slots=True)
+class Brood:
+    """The forked parts that are alive."""
+
+    logs: Path
+    level: str
+    pids: dict[int, str] = field(default_factory=dict)
+
+    def fork(self, name: str, main: Main) -> int:
+        """Run `main` in a process of its own."""
+        pid = os.fork()
+        if pid == 0:
+            os._exit(self._live(Part(name), main))
+        self.pids[pid] = name
+        return pid
+
+    def _live(self, part: Part, main: Main) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        log.setup(self.level, "console", self.logs / f"{part.name}.log")
+        stopping.leash(0)
+        try:
+            return asyncio.run(main(part))
+        except BaseException as error:  # noqa: BLE001 - the boundary of the process
+            cause = cause_of(error)
+            if isinstance(cause, FedmqError):
+                said, advice, code = str(cause), cause.advice, cause.exit_code
+            else:
+                log.logger(__name__).exception("part.failed")
+                said, advice, code = f"{type(cause).__name__}: {cause}", "", 1
+            part.report({"event": "failed", "error": said, "advice": advice, "code": code})
+            return code
+        finally:
+            sys.stderr.flush()
+
+    def reap(self) -> list[tuple[str, int]]:
+        """Collect the parts that ended, with their exit codes."""
+        ended = []
+        while self.pids:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            ended.append((self.pids.pop(pid), os.waitstatus_to_exitcode(status)))
+        return ended
+
+    def end(self, names: Callable[[str], bool]) -> None:
+        """End parts, in order or by force, and wait for them."""
+        chosen = {pid for pid, name in self.pids.items() if names(name)}
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in chosen & self.pids.keys():
+                os.kill(pid, number)
+            until = time.monotonic() + GRACE_S
+            while chosen & self.pids.keys() and time.monotonic() < until:
+                self.reap()
+                time.sleep(0.01)
+
+
+def main() -> int:
+    """Read the start line from standard input, fork the parts, and stay until the coordinator is done."""
+    order = json.loads(sys.stdin.readline())
+    settings = Settings(**order["settings"])
+    state_dir = Path(order["state_dir"])
+    (state_dir / "logs").mkdir(parents=True, exist_ok=True)
+    brood = Brood(state_dir / "logs", settings.log.level)
+    wakeup = _wake_on_signals()
+    try:
+        return _raise(brood, settings, state_dir, order["threads"], wakeup)
+    finally:
+        brood.end(lambda name: name != "broker")
+        brood.end(lambda _: True)
+
+
+def _raise(brood: Brood, settings: Settings, state_dir: Path, threads: int, wakeup: socket.socket) -> int:
+    heard, told = os.pipe()
+    brood.fork("broker", _broker(settings, state_dir, told))
+    os.close(told)
+    _import_once(settings)
+    with os.fdopen(heard) as answer:
+        address = answer.readline().strip()
+    if not address:  # it said why on its way out
+        return _code_of(brood, "broker", wakeup)
+    linked = settings.model_copy(update={"link": settings.link.model_copy(update={"brokers": (address,)})})
+    coordinator = brood.fork("coordinator", _coordinator(linked, state_dir))
+    Part("nursery").report({"event": "coordinator.forked", "pid": coordinator})
+    for number in range(1, settings.data.num_clients + 1):
+        brood.fork(f"client-{number}", _client(linked, state_dir, f"client-{number}", threads))
+    return _code_of(brood, "coordinator", wakeup)
+
+
+def _code_of(brood: Brood, awaited: str, wakeup: socket.socket) -> int:
+    """Wait for one part; the loss of the broker or of the demo ends the wait too."""
+    while True:
+        for name, code in brood.reap():
+            if name in {awaited, "broker"}:
+                return code if name == awaited else code or 1
+            Part("nursery").report({"event": "client.exited", "client": name, "code": code})
+        ready, _, _ = select.select([wakeup, sys.stdin], [], [])
+        if sys.stdin in ready:
+            return 128 + signal.SIGTERM
+        if signal.SIGTERM in wakeup.recv(256):
+            return 128 + signal.SIGTERM
+
+
+def _wake_on_signals() -> socket.socket:
+    """Let signals be read from a socket, so that one `select` waits for all there is to wait for."""
+    here, there = socket.socketpair()
+    there.setblocking(False)
+    signal.set_wakeup_fd(there.detach(), warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return here
+
+
+def _import_once(settings: Settings) -> None:
+    """Import what all of them need, and read the data set's files once: forks share the pages."""
+    import coordinator.assembly  # noqa: F401
+    import edge_client.assembly  # noqa: F401
+    import torch  # noqa: F401
+    from common import datasets, parts
+
+    datasets.warm(parts.data_spec(settings))
+
+
+def _broker(settings: Settings, state_dir: Path, told: int) -> Main:
+    async def run(part: Part) -> int:
+        from broker.engine import BrokerPolicy, serve
+
+        def ready(host: str, port: int) -> None:
+            part.report({"event": "broker.listening", "host": host, "port": port})
+            os.write(told, f"{host}:{port}\n".encode())
+            os.close(told)
+
+        broker = settings.broker
+        await serve(
+            BrokerPolicy(broker.engine, broker.host, broker.port, broker.ws_port, state_dir / "broker"), ready
+        )
+        return 0
+
+    return run
+
+
+def _coordinator(settings: Settings, state_dir: Path) -> Main:
+    async def run(part: Part) -> int:
+        from coordinator.assembly import serve
+
+        own = settings.model_copy(update={"state_dir": state_dir / "coordinator"})
+        ended = await serve(own, hold=False, report=part.report)
+        return 0 if ended and ended.completed else 1
+
+    return run
+
+
+def _client(settings: Settings, state_dir: Path, name: str, threads: int) -> Main:
+    async def run(part: Part) -> int:
+        from edge_client.assembly import serve
+
+        own = settings.model_copy(update={"state_dir": state_dir / name})
+        await serve(own, name, report=part.report, threads=threads)
+        return 0
+
+    return run
+
+
+def start_line(settings: Settings, state_dir: Path, threads: int) -> str:
+    """Write what a nursery is told at its start."""
+    order: dict[str, Any] = {
+        "settings": settings.model_dump(mode="json"),
+        "state_dir": str(state_dir),
+        "threads": threads,
+    }
+    return json.dumps(order) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

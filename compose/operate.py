@@ -1,0 +1,214 @@
+"""What an operator does from anywhere: start, stop, status, watch; each is one short visit to the bus."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+
+from common import identity, parts
+from common.bus import Arrived, LinkDown
+from common.errors import TimedOutError, TransportError, UnhealthyError
+from common.identity import Role, TrustStore
+from common.ids import OPERATOR, Boot, federation_id
+from common.ingress import Ingress, Refused, Said
+from common.messages import (
+    Answer,
+    ConfigLine,
+    Info,
+    Message,
+    ModelLine,
+    Presence,
+    RoundState,
+    Start,
+    Status,
+    Stop,
+)
+from common.mqtt import Address, MqttLink
+from common.settings import Settings
+from common.topics import COORDINATOR_KINDS, Kind, Topics
+from common.voice import Voice
+
+ANSWER_S = 15.0
+QUIET_S = 0.5  # after so long without a retained message, all of them are here
+
+
+@dataclass(slots=True)
+class Picture:
+    """What the retained topics say."""
+
+    coordinator: Status | None = None
+    round: RoundState | None = None
+    model: ModelLine | None = None
+    config: ConfigLine | None = None
+    clients: dict[str, Status] = field(default_factory=dict)
+    infos: dict[str, Info] = field(default_factory=dict)
+
+    def take(self, said: Said) -> None:
+        """Fold one message in."""
+        match said.message:
+            case Status() as status if said.place.client is None:
+                self.coordinator = status
+            case Status() as status:
+                self.clients[said.sender.name] = status
+            case Info() as info:
+                self.infos[said.sender.name] = info
+            case RoundState() as state:
+                self.round = state
+            case ModelLine() as model:
+                self.model = model
+            case ConfigLine() as config:
+                self.config = config
+            case _:
+                pass
+
+    @property
+    def is_online(self) -> bool:
+        """Tell whether the coordinator is here."""
+        return self.coordinator is not None and self.coordinator.state is Presence.ONLINE
+
+
+@dataclass(slots=True)
+class Visit:
+    """One connection of an operator."""
+
+    link: MqttLink
+    voice: Voice
+    ingress: Ingress
+
+    @property
+    def topics(self) -> Topics:
+        """The federation's topics."""
+        return self.voice.topics
+
+    async def heard(self) -> AsyncIterator[tuple[Arrived, Said | Refused]]:
+        """Hear what passes, verified. Raises: TransportError where the broker cannot be reached."""
+        while True:
+            match await self.link.next():
+                case LinkDown(why, _):
+                    raise TransportError(f"no broker at {self.link.address}: {why}")
+                case Arrived(topic, payload) as arrived:
+                    admitted = self.ingress.admit(topic, payload)
+                    if isinstance(admitted, Said | Refused):
+                        yield arrived, admitted
+                case _:
+                    pass
+
+
+@contextlib.asynccontextmanager
+async def visit(settings: Settings) -> AsyncIterator[Visit]:
+    """Connect as the operator. Raises: ConfigError where this machine holds no operator's key."""
+    federation = federation_id(settings.federation)
+    us = identity.load(parts.keys_dir(settings), Role.OPERATOR, OPERATOR)
+    voice = Voice(us, Topics(federation), Boot(secrets.token_hex(8)))
+    name = f"{OPERATOR}-{secrets.token_hex(4)}"  # two operators at once must not cut each other off
+    link = MqttLink([Address.parse(text) for text in settings.link.brokers], name, username=OPERATOR)
+    async with link:
+        yield Visit(link, voice, Ingress(federation, TrustStore(us.root)))
+
+
+async def command(settings: Settings, make: Callable[[str], Start | Stop]) -> Answer:
+    """Give the coordinator a command and wait for its answer.
+
+    Raises: UnhealthyError where no coordinator is online, TimedOutError where it does not answer.
+    """
+    wanted = make(secrets.token_hex(8))
+    try:
+        async with visit(settings) as here, asyncio.timeout(ANSWER_S):
+            await here.link.subscribe(
+                here.topics.coordinator(Kind.COORDINATOR_METRICS),
+                here.topics.coordinator(Kind.COORDINATOR_STATUS),
+            )
+            async for _, said in here.heard():
+                match said:
+                    case Said(_, _, Status(state=state)):
+                        if state is not Presence.ONLINE:
+                            raise UnhealthyError(f"the coordinator is {state}")
+                        await here.voice.tell(here.link, here.topics.control, wanted)
+                    case Said(_, _, Answer() as answer) if answer.command == wanted.command:
+                        return answer
+                    case _:
+                        pass
+    except TimeoutError:
+        raise TimedOutError(f"no coordinator of {settings.federation} answered within {ANSWER_S:g} s") from None
+    raise AssertionError("a bus does not end")
+
+
+async def look(settings: Settings) -> Picture:
+    """Read what the retained topics say."""
+    picture = Picture()
+    async with visit(settings) as here:
+        kinds = tuple(kind for kind in COORDINATOR_KINDS if kind is not Kind.COORDINATOR_METRICS)
+        await here.link.subscribe(
+            *(here.topics.coordinator(kind) for kind in kinds),
+            here.topics.client("+", Kind.STATUS),
+            here.topics.client("+", Kind.INFO),
+        )
+        heard = here.heard()
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(QUIET_S):
+                    _, said = await anext(heard)
+                if isinstance(said, Said):
+                    picture.take(said)
+    return picture
+
+
+async def watch(settings: Settings, show: Callable[[dict[str, object]], None]) -> None:
+    """Show every message that an operator may read, verified, until it is cancelled."""
+    async with visit(settings) as here:
+        await here.link.subscribe(
+            *(here.topics.coordinator(kind) for kind in COORDINATOR_KINDS),
+            *(
+                here.topics.client("+", kind)
+                for kind in (Kind.STATUS, Kind.INFO, Kind.HEARTBEAT, Kind.METRICS)
+            ),
+            here.topics.summary("+"),
+        )
+        async for arrived, said in here.heard():
+            show(described(arrived, said))
+
+
+def described(arrived: Arrived, said: Said | Refused) -> dict[str, object]:
+    """Put one message into facts for people: who said what, and whether it is proved. Never weights."""
+    about: dict[str, object] = {"ts": time.time(), "topic": arrived.topic, "bytes": len(arrived.payload)}
+    match said:
+        case Said(_, sender, message):
+            return {**about, "verified": True, "from": sender.name, **dict(facts(message))}
+        case Refused(_, reason, detail):
+            return {**about, "verified": False, "reason": reason, "detail": detail}
+
+
+def facts(message: Message) -> Iterator[tuple[str, object]]:
+    """List a message's fields for people, the long ones shortened."""
+    yield "kind", str(message.__struct_config__.tag)
+    for name in message.__struct_fields__:
+        value = getattr(message, name)
+        if name in {"certificate", "hashes", "tensors", "settings"}:
+            yield name, f"({len(value)})"
+        elif value is not None:
+            yield name, value
+
+
+def state(picture: Picture) -> dict[str, object]:
+    """Put a picture into facts for `fedmq status`."""
+    round_, model = picture.round, picture.model
+    return {
+        "coordinator": picture.coordinator.state if picture.coordinator else "unknown",
+        "run": round_.run if round_ else None,
+        "phase": round_.phase if round_ else None,
+        "round": round_.round if round_ else None,
+        "rounds": round_.rounds if round_ else None,
+        "cohort": round_.cohort if round_ else None,
+        "reported": round_.reported if round_ else None,
+        "model": model.digest if model else None,
+        "clients": {
+            name: {
+                "state": status.state,
+                "examples": picture.infos[name].examples if name in picture.infos else None,
+                "model": picture.infos[name].model if name in picture.infos else None,
+            }
+            for name, status in sorted(picture.clients.items())
+        },
+    }

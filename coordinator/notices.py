@@ -1,0 +1,76 @@
+"""What the coordinator says to everybody: signed lines on its topics, retained where a latecomer needs them."""
+
+import base64
+
+from common.bus import Bus
+from common.errors import TransportError
+from common.ids import RunId
+from common.messages import (
+    Answer,
+    ConfigLine,
+    Message,
+    Metrics,
+    ModelLine,
+    Presence,
+    RoundState,
+    Summary,
+)
+from common.topics import Kind
+from common.voice import Voice
+from coordinator.model import GlobalModel
+
+SUMMARIES_KEPT = 20  # of the newest rounds; older ones are cleared from the broker
+
+
+class Notices:
+    """Says where things stand."""
+
+    def __init__(self, bus: Bus, voice: Voice) -> None:
+        self._bus, self._voice = bus, voice
+
+    async def presence(self, state: Presence) -> None:
+        """Say that the coordinator is here, or leaves."""
+        await self._show(Kind.COORDINATOR_STATUS, self._voice.status(state))
+
+    async def config(self, settings: dict[str, str | int | float | bool | None]) -> None:
+        """Say which settings are in force."""
+        await self._show(Kind.COORDINATOR_CONFIG, ConfigLine(settings=settings))
+
+    async def round(self, state: RoundState) -> None:
+        """Say how far the run is."""
+        await self._show(Kind.COORDINATOR_ROUND, state)
+
+    async def model(self, model: GlobalModel, run: RunId, number: int) -> None:
+        """Say which model is the global one; whoever lacks it asks for its chunks."""
+        manifest = model.manifest
+        line = ModelLine(
+            run=run,
+            round=number,
+            digest=manifest.digest,
+            size=manifest.size,
+            chunk=manifest.chunk,
+            hashes=base64.b64encode(manifest.hashes).decode("ascii"),
+            codec=manifest.codec,
+            schema=manifest.schema,
+            tensors=model.schema.to_wire(),
+        )
+        await self._show(Kind.COORDINATOR_MODEL, line)
+
+    async def result(self, summary: Summary) -> None:
+        """Say what a round brought: now, and for those who come later."""
+        facts = {name: getattr(summary, name) for name in Metrics.__struct_fields__}
+        await self._show(Kind.COORDINATOR_METRICS, Metrics(**facts), retain=False)
+        topics = self._voice.topics
+        await self._voice.show(self._bus, topics.summary(summary.round), summary, retain=True)
+        if summary.round > SUMMARIES_KEPT:
+            try:
+                await self._bus.publish(topics.summary(summary.round - SUMMARIES_KEPT), b"", retain=True)
+            except TransportError:
+                return  # it stays until the broker starts anew
+
+    async def answer(self, answer: Answer) -> None:
+        """Answer an operator's command."""
+        await self._show(Kind.COORDINATOR_METRICS, answer, retain=False)
+
+    async def _show(self, kind: Kind, message: Message, *, retain: bool = True) -> None:
+        await self._voice.show(self._bus, self._voice.topics.coordinator(kind), message, retain=retain)

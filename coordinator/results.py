@@ -1,0 +1,65 @@
+"""What a round brought and took, as numbers: pure."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from common.ids import RunId
+from common.messages import Summary
+from coordinator.run import CloseRound
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the coordinator's own test data says of a model."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Payload bytes that the coordinator received and sent."""
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+    def since(self, before: "Traffic") -> "Traffic":
+        """Subtract an earlier reading."""
+        return Traffic(self.bytes_in - before.bytes_in, self.bytes_out - before.bytes_out)
+
+
+def summary(run: RunId, closed: CloseRound, scores: Scores | None, traffic: Traffic, seconds: float) -> Summary:
+    """Sum a round up. Means over clients are weighted by the examples they were computed on."""
+    updates = closed.updates
+    return Summary(
+        run=run,
+        round=closed.number,
+        loss=finite(scores.loss if scores else None),
+        accuracy=finite(scores.accuracy if scores else None),
+        train_loss=mean((update.loss, update.examples) for update in updates),
+        local_loss=mean((update.local_loss, update.local_examples) for update in updates),
+        local_accuracy=mean((update.local_accuracy, update.local_examples) for update in updates),
+        clients=len(updates),
+        refused=dict(Counter(reason for _, reason in closed.refusals)),
+        examples=sum(update.examples for update in updates),
+        seconds=seconds,
+        train_seconds=max((update.seconds for update in updates), default=0.0),
+        bytes_up=traffic.bytes_in,
+        bytes_down=traffic.bytes_out,
+        outcome="committed" if closed.committed else f"abandoned: {closed.why}",
+        model=closed.model if closed.committed else None,
+    )
+
+
+def mean(pairs: Iterable[tuple[float | None, int]]) -> float | None:
+    """Average what was reported, weighted; None where nobody did."""
+    known = [(value, weight) for value, weight in pairs if value is not None]
+    total = sum(weight for _, weight in known)
+    return finite(math.fsum(value * weight for value, weight in known) / total) if total else None
+
+
+def finite(value: float | None) -> float | None:
+    """Pass a number on, or None for what JSON cannot say."""
+    return value if value is not None and math.isfinite(value) else None

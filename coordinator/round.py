@@ -1,0 +1,362 @@
+"""One synchronous round, sans I/O.
+
+    REPORTING --all have answered, or the deadline with a quorum--> MERGING --merged--> COMMITTED
+        \\------------- no quorum, or stopped -------------> ABANDONED <--- no model came of it --/
+
+Source: Bonawitz et al. 2019, §2.2 (arXiv:1902.01046); there is no selection phase: presence says who is here, and the
+task is the invitation.
+Laws: 1. Every offered update gets a fetch or a verdict, in every phase. 2. The same update twice gets the same answer
+and counts once; another update of the same client is an equivocation, and the first one wins. 3. What was taken stays.
+4. The merge sees the updates in sorted order of their clients: floating-point order is part of the result.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar
+
+from common.errors import TransitionError
+from common.ids import ClientId, Digest
+from common.machine import Seconds, Tick
+from common.messages import Reason, Update
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The round starts; its base can be fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A client says that its update is ready."""
+
+    update: Update
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """An update's blob is here, whole and on disk, and was screened; or it cannot be had."""
+
+    client: ClientId
+    delta: Digest
+    problem: Reason | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientDeclined:
+    """A client says that no update will come."""
+
+    client: ClientId
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLeft:
+    """A client is away."""
+
+    client: ClientId
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCame:
+    """A client is here, or here anew: what it had begun may be gone."""
+
+    client: ClientId
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """The updates became a model."""
+
+    model: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class MergeFailed:
+    """The updates became no model."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """The round is to end now, whatever it has."""
+
+
+RoundEvent = (
+    Begun | Offered | Received | ClientDeclined | ClientLeft | ClientCame | Merged | MergeFailed | Halted | Tick
+)
+
+# --- effects --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Send the client the round's task."""
+
+    client: ClientId
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Get an update's blob, check it, and tell by `Received`."""
+
+    update: Update
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Tell a client what became of its update."""
+
+    client: ClientId
+    delta: Digest
+    refused: Reason | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Tell a client that the round goes on without it."""
+
+    client: ClientId
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Make a model of these updates, in this order, and tell by `Merged`."""
+
+    updates: tuple[Update, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The round is over."""
+
+    committed: bool
+    model: Digest  # the base, where nothing was committed
+    why: str = ""
+
+
+RoundEffect = Assign | Fetch | Judge | Release | Merge | Close
+
+# --- the machine ----------------------------------------------------------------------------------
+
+
+class Phase(StrEnum):
+    """What is going on."""
+
+    OPENING = "opening"
+    REPORTING = "reporting"
+    MERGING = "merging"
+    COMMITTED = "committed"
+    ABANDONED = "abandoned"
+
+
+class Standing(StrEnum):
+    """How far one client of the cohort is."""
+
+    ASKED = "asked"
+    FETCHING = "fetching"
+    TAKEN = "taken"
+    REFUSED = "refused"  # by us, or it declined
+    AWAY = "away"
+
+
+MOVES = {
+    Phase.OPENING: {Phase.REPORTING, Phase.ABANDONED},
+    Phase.REPORTING: {Phase.MERGING, Phase.ABANDONED},
+    Phase.MERGING: {Phase.COMMITTED, Phase.ABANDONED},
+    Phase.COMMITTED: set[Phase](),
+    Phase.ABANDONED: set[Phase](),
+}
+
+Effects = Iterator[RoundEffect]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPolicy:
+    """When a round goes on."""
+
+    quorum: int  # merge with so many, give up below
+    deadline_s: Seconds  # from its beginning
+
+
+@dataclass(slots=True)
+class RoundMachine:
+    """Asks a cohort, takes updates, merges once."""
+
+    number: int
+    base: Digest
+    cohort: tuple[ClientId, ...]  # sorted
+    policy: RoundPolicy
+    phase: Phase = Phase.OPENING
+    standing: dict[ClientId, Standing] = field(default_factory=dict)
+    updates: dict[ClientId, Update] = field(default_factory=dict)  # offered; taken where the standing says so
+    refusals: dict[ClientId, Reason] = field(default_factory=dict)
+    answered_at: dict[ClientId, Seconds] = field(default_factory=dict)
+    begun_at: Seconds | None = None
+
+    def handle(self, event: RoundEvent, now: Seconds) -> tuple[RoundEffect, ...]:
+        """Take in what happened; say what is to be done, in order."""
+        answer = self._TABLE.get((self.phase, type(event)))
+        return tuple(answer(self, event, now)) if answer else ()
+
+    def wake_at(self) -> Seconds | None:
+        """Say when the deadline is."""
+        if self.phase is not Phase.REPORTING or self.begun_at is None:
+            return None
+        return self.begun_at + self.policy.deadline_s
+
+    def taken(self) -> tuple[Update, ...]:
+        """List the updates that count, in sorted order of their clients."""
+        return tuple(
+            self.updates[client] for client in self.cohort if self.standing.get(client) is Standing.TAKEN
+        )
+
+    def _begin(self, event: Begun, now: Seconds) -> Effects:
+        self._move(Phase.REPORTING)
+        self.begun_at = now
+        for client in self.cohort:
+            self.standing[client] = Standing.ASKED
+            yield Assign(client)
+
+    def _offered(self, event: Offered, now: Seconds) -> Effects:
+        update = event.update
+        client, delta = update.client, Digest(update.delta.digest)
+        if client not in self.standing:
+            yield Judge(client, delta, Reason.NOT_INVITED)
+        elif update.round != self.number:
+            yield Judge(client, delta, Reason.WRONG_ROUND)
+        elif update.base != self.base:
+            yield Judge(client, delta, Reason.WRONG_BASE)
+        elif (first := self.updates.get(client)) is None:
+            self.updates[client] = update
+            yield from self._fetch(client)
+        elif first.delta.digest != delta:
+            yield Judge(client, delta, Reason.EQUIVOCATION, "another update for this round came first")
+        elif self.standing[client] is Standing.TAKEN:
+            yield Judge(client, delta)
+        elif self.standing[client] is Standing.REFUSED:
+            yield Judge(client, delta, self.refusals[client])
+        else:  # offered again after a break: its transfer may have to be taken up
+            yield from self._fetch(client)
+
+    def _offered_late(self, event: Offered, now: Seconds) -> Effects:
+        update = event.update
+        client, delta = update.client, Digest(update.delta.digest)
+        first = self.updates.get(client)
+        if update.round == self.number and first is not None and first.delta.digest == delta:
+            if self.standing[client] is Standing.TAKEN:
+                yield Judge(client, delta)
+            else:
+                yield Judge(client, delta, self.refusals.get(client, Reason.TOO_LATE))
+        else:
+            yield Judge(client, delta, Reason.TOO_LATE)
+
+    def _fetch(self, client: ClientId) -> Effects:
+        self.standing[client] = Standing.FETCHING
+        yield Fetch(self.updates[client])
+
+    def _received(self, event: Received, now: Seconds) -> Effects:
+        update = self.updates.get(event.client)
+        if update is None or update.delta.digest != event.delta:
+            return
+        if self.standing[event.client] in {Standing.TAKEN, Standing.REFUSED}:
+            return
+        self.answered_at[event.client] = now
+        if event.problem is None:
+            self.standing[event.client] = Standing.TAKEN
+        else:
+            self._refuse(event.client, event.problem)
+        yield Judge(event.client, event.delta, event.problem, event.detail)
+        yield from self._go_on_if_complete()
+
+    def _declined(self, event: ClientDeclined, now: Seconds) -> Effects:
+        if self.standing.get(event.client) in {Standing.ASKED, Standing.AWAY}:
+            self._refuse(event.client, event.reason)
+            yield from self._go_on_if_complete()
+
+    def _left(self, event: ClientLeft, now: Seconds) -> Effects:
+        if self.standing.get(event.client) in {Standing.ASKED, Standing.FETCHING}:
+            self.standing[event.client] = Standing.AWAY
+            yield from self._go_on_if_complete()
+
+    def _came(self, event: ClientCame, now: Seconds) -> Effects:
+        if self.standing.get(event.client) in {Standing.ASKED, Standing.FETCHING, Standing.AWAY}:
+            self.standing[event.client] = Standing.ASKED
+            self.updates.pop(event.client, None)  # if it still has it, it offers it again
+            yield Assign(event.client)
+
+    def _deadline(self, event: Tick, now: Seconds) -> Effects:
+        due = self.wake_at()
+        if due is None or now < due:
+            return
+        if len(self.taken()) >= self.policy.quorum:
+            yield from self._merge()
+        else:
+            yield from self._abandon(f"{len(self.taken())} of the {self.policy.quorum} updates needed came in time")
+
+    def _halt(self, event: Halted, now: Seconds) -> Effects:
+        yield from self._abandon("stopped")
+
+    def _merged(self, event: Merged, now: Seconds) -> Effects:
+        self._move(Phase.COMMITTED)
+        yield Close(committed=True, model=event.model)
+
+    def _merge_failed(self, event: MergeFailed, now: Seconds) -> Effects:
+        yield from self._abandon(event.why)
+
+    def _go_on_if_complete(self) -> Effects:
+        """Merge when nobody is left to wait for; give up when nobody can come back."""
+        standings = set(self.standing.values())
+        if standings & {Standing.ASKED, Standing.FETCHING}:
+            return
+        if len(self.taken()) >= self.policy.quorum:
+            yield from self._merge()
+        elif Standing.AWAY not in standings:
+            yield from self._abandon(f"{len(self.taken())} of the {self.policy.quorum} updates needed were taken")
+
+    def _merge(self) -> Effects:
+        self._move(Phase.MERGING)
+        yield from self._release_pending()
+        yield Merge(self.taken())
+
+    def _abandon(self, why: str) -> Effects:
+        self._move(Phase.ABANDONED)
+        yield from self._release_pending()
+        yield Close(committed=False, model=self.base, why=why)
+
+    def _release_pending(self) -> Effects:
+        for client in self.cohort:
+            if self.standing.get(client) in {Standing.ASKED, Standing.FETCHING, Standing.AWAY}:
+                yield Release(client)
+
+    def _refuse(self, client: ClientId, reason: Reason) -> None:
+        self.standing[client] = Standing.REFUSED
+        self.refusals[client] = reason
+
+    def _move(self, to: Phase) -> None:
+        if to not in MOVES[self.phase]:
+            raise TransitionError(f"round {self.number} cannot go from {self.phase} to {to}")
+        self.phase = to
+
+    _TABLE: ClassVar[dict[tuple[Phase, type], Callable[..., Effects]]] = {
+        (Phase.OPENING, Begun): _begin,
+        (Phase.OPENING, Halted): _halt,
+        (Phase.REPORTING, Offered): _offered,
+        (Phase.REPORTING, Received): _received,
+        (Phase.REPORTING, ClientDeclined): _declined,
+        (Phase.REPORTING, ClientLeft): _left,
+        (Phase.REPORTING, ClientCame): _came,
+        (Phase.REPORTING, Tick): _deadline,
+        (Phase.REPORTING, Halted): _halt,
+        (Phase.MERGING, Merged): _merged,
+        (Phase.MERGING, MergeFailed): _merge_failed,
+        (Phase.OPENING, Offered): _offered_late,
+        (Phase.MERGING, Offered): _offered_late,
+        (Phase.COMMITTED, Offered): _offered_late,
+        (Phase.ABANDONED, Offered): _offered_late,
+    }

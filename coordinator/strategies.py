@@ -1,0 +1,89 @@
+"""Strategies: what a round's updates do to the model.
+
+    weigh(update) -> how much it counts       combine(d) -> an aggregator
+    step(model, delta, memory) -> the next model, and what the strategy remembers
+
+A strategy is a value of three functions. Memory goes in and comes out, so it can be written to a checkpoint,
+and one strategy serves many runs. One of your own is such a value, or a function (**options) that returns one.
+Shapes: model, delta and each part of the memory float32[d].
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from common import plugins
+from common.errors import ConfigError, UsageError
+from common.messages import Update
+from common.tensors import Vector
+from coordinator.aggregators import Aggregator, Mean
+
+Memory = tuple[Vector, ...]  # empty before the first step
+Step = Callable[[Vector, Vector, Memory], tuple[Vector, Memory]]
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """How updates are weighed, combined and applied."""
+
+    weigh: Callable[[Update], float]
+    combine: Callable[[int], Aggregator]
+    step: Step
+
+
+def by_examples(update: Update) -> float:
+    """Weigh a client by how many examples it trained on."""
+    return float(update.examples)
+
+
+def sgd(lr: float) -> Step:
+    """Move the model along the delta: x + ηΔ."""
+
+    def step(model: Vector, delta: Vector, memory: Memory) -> tuple[Vector, Memory]:
+        return model + np.float32(lr) * delta, memory
+
+    return step
+
+
+def fedavg(lr: float = 1.0) -> Strategy:
+    """Federated averaging: McMahan et al. 2017, Algorithm 1 (arXiv:1602.05629), with the coordinator's η."""
+    if not (isinstance(lr, int | float) and 0 < lr < np.inf):
+        raise ConfigError(f"fedavg: lr must be a number above 0, not {lr!r}")
+    return Strategy(by_examples, Mean, sgd(lr))
+
+
+STRATEGIES: Mapping[str, Callable[..., Strategy]] = {"fedavg": fedavg}
+
+
+def resolve(text: str) -> Strategy:
+    """Find `fedavg`, `fedavg(lr=0.5)`, an installed one, or `package.module:attribute`.
+
+    Raises: UsageError for what is not there, ConfigError for options that it does not take.
+    """
+    name, options = plugins.parse(text)
+    found = plugins.find("fedmq.strategies", STRATEGIES, name)
+    if callable(found):
+        found = plugins.call(name, found, **options)
+    elif options:
+        raise ConfigError(f"{name} is a strategy as it is and takes no options")
+    if not isinstance(found, Strategy):
+        raise UsageError(
+            f"{name!r} is a {type(found).__name__}, not a Strategy or a function that returns one"
+        )
+    return found
+
+
+def advance(strategy: Strategy, model: Vector, delta: Vector, memory: Memory) -> tuple[Vector, Memory] | None:
+    """Apply a round's delta; None where the result is not finite, and then model and memory stay as they are.
+
+    Raises: ConfigError where a strategy of someone's own returns something that is no model.
+    """
+    with np.errstate(all="ignore"):  # what overflows is found below
+        stepped, remembered = strategy.step(model, delta, memory)
+        stepped = np.asarray(stepped, np.float32)
+    if stepped.shape != model.shape:
+        raise ConfigError(f"the strategy made a model of the shape {stepped.shape}, not {model.shape}")
+    if not all(np.isfinite(vector).all() for vector in (stepped, *remembered)):
+        return None
+    return stepped, remembered

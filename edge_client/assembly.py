@@ -1,0 +1,61 @@
+"""Puts a client together from settings, and runs it."""
+
+import os
+import re
+
+from common import datasets, files, models, parts, stopping
+from common.errors import UsageError
+from common.identity import Role
+from common.ids import ClientId, client_id
+from common.settings import Settings
+from edge_client.service import About, Client, Report
+from edge_client.trainer import TorchTrainer
+
+
+async def serve(
+    settings: Settings, name: str, *, report: Report, part: int | None = None, threads: int | None = None
+) -> None:
+    """Run a client until it is told to stop.
+
+    Args:
+        name: the client's id.
+        part: which part of a built-in data set it holds, from 1; None reads it off the name.
+        threads: for training; None takes all cores.
+
+    Raises: FedmqError with what the operator can do about it.
+    """
+    me = client_id(name)
+    with files.held(parts.state_dir(settings, Role.CLIENT, me)):
+        trainer = _trainer(settings, me, part, threads)
+        ours = parts.assemble(settings, Role.CLIENT, me)
+        client = Client(
+            About(settings.data.dataset, settings.model.name, str(trainer.device)),
+            ours,
+            trainer=trainer,
+            report=report,
+        )
+        stopping.on_signals(gently=client.close, at_once=client.close)
+        await client.serve()
+
+
+def _trainer(settings: Settings, me: ClientId, part: int | None, threads: int | None) -> TorchTrainer:
+    import torch
+
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    spec = parts.data_spec(settings)
+    index = part_of(me, settings.data.num_clients) if part is None else part
+    data = datasets.client_data(spec, index - 1, settings.data.num_clients, me)
+    shape, classes = datasets.describe(spec, data)
+    module = models.build(settings.model.name, shape, classes, seed=settings.seed, **settings.model.options)
+    return TorchTrainer(module, data, settings.training.device)
+
+
+def part_of(me: ClientId, num_clients: int) -> int:
+    """Read off a client's name which part of the data it holds, from 1. Raises: UsageError."""
+    found = re.search(r"([1-9][0-9]*)$", me)
+    if found is None or int(found[1]) > num_clients:
+        raise UsageError(
+            f"cannot tell which of {num_clients} parts of the data {me} holds: end its name in a number from "
+            f"1 to {num_clients}, pass --part, or raise --num-clients"
+        )
+    return int(found[1])

@@ -1,0 +1,260 @@
+"""The one way in: what passes, what is refused, with which reason, and in which order."""
+
+import base64
+import json
+
+import msgspec
+import pytest
+from common import codec, envelope, lines
+from common.identity import Role
+from common.ids import Boot, ClientId, FederationId
+from common.ingress import REPLAY_WINDOW, Frame, Refused, Said
+from common.limits import ENVELOPE_BYTES_MAX, LINE_BYTES_MAX
+from common.messages import Done, Heartbeat, Info, Metrics, Presence, Reason, Start, Status
+from common.topics import Kind, Topics
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import federation
+from support.federation import ingress, member
+
+TOPICS = Topics(federation.NAME)
+BOOT = Boot("0b" * 8)
+REPLY = TOPICS.client(ClientId("a"), Kind.REPLY)
+STATUS = TOPICS.client(ClientId("a"), Kind.STATUS)
+HEARTBEAT = TOPICS.client(ClientId("a"), Kind.HEARTBEAT)
+DONE = Done(digest="d" * 64)
+BEAT = Heartbeat(boot=BOOT, sequence=1)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    return tmp_path_factory.mktemp("keys")
+
+
+@pytest.fixture(scope="module")
+def alice(keys):
+    return member(keys, Role.CLIENT, "a")
+
+
+@pytest.fixture(scope="module")
+def bob(keys):
+    return member(keys, Role.CLIENT, "b")
+
+
+@pytest.fixture(scope="module")
+def operator(keys):
+    return member(keys, Role.OPERATOR, "operator")
+
+
+@pytest.fixture
+def door(keys, alice, bob, operator):
+    """An ingress that knows all three."""
+    return ingress(keys, alice, bob, operator)
+
+
+def sealed(who, topic=REPLY, message=DONE, sequence=1, *, boot=BOOT, sender=None, of=federation.NAME, kind=None):
+    head = envelope.Header(federation=of, sender=sender or who.name, boot=boot, sequence=sequence)
+    tag = kind or message.__struct_config__.tag
+    return envelope.seal(who, topic, tag, head, codec.encode(message))
+
+
+def reason(admitted) -> Reason:
+    assert isinstance(admitted, Refused), admitted
+    return admitted.reason
+
+
+def status(who) -> Status:
+    certificate = base64.b64encode(who.certificate_der).decode()
+    return Status(state=Presence.ONLINE, boot=BOOT, certificate=certificate)
+
+
+def test_a_signed_envelope_passes_with_its_sender(door, alice):
+    said = door.admit(REPLY, sealed(alice))
+    assert isinstance(said, Said)
+    assert (said.sender.name, said.message, said.place.kind) == ("a", DONE, Kind.REPLY)
+
+
+def test_a_signed_line_passes(door, alice):
+    said = door.admit(HEARTBEAT, lines.seal(alice, HEARTBEAT, BEAT))
+    assert isinstance(said, Said)
+    assert said.message == BEAT
+
+
+def test_a_line_is_json_whose_last_keys_are_kid_and_sig(alice):
+    line = lines.seal(alice, HEARTBEAT, BEAT)
+    tree = json.loads(line)
+    assert list(tree)[-2:] == ["kid", "sig"]
+    assert tree["boot"] == BOOT
+    assert b"\n" not in line
+
+
+def test_a_chunk_passes_as_a_frame_unread(door):
+    topic = TOPICS.up(ClientId("a"), "e" * 64)
+    assert door.admit(topic, b"anything") == Frame(door.admit(topic, b"x").place, b"anything")
+
+
+def test_an_emptied_topic_says_nothing(door):
+    assert door.admit(STATUS, b"") is None
+    assert not door.refusals
+
+
+def test_a_stranger_introduces_itself_by_its_certificate(keys, alice):
+    door = ingress(keys)
+    assert reason(door.admit(REPLY, sealed(alice))) is Reason.UNKNOWN_KEY
+    assert isinstance(door.admit(STATUS, lines.seal(alice, STATUS, status(alice))), Said)
+    assert isinstance(door.admit(REPLY, sealed(alice)), Said)
+
+
+def test_a_certificate_of_another_root_introduces_nobody(keys, tmp_path):
+    mallory = member(tmp_path, Role.CLIENT, "a")
+    door = ingress(keys)
+    assert reason(door.admit(STATUS, lines.seal(mallory, STATUS, status(mallory)))) is Reason.UNKNOWN_KEY
+    assert reason(door.admit(REPLY, sealed(mallory))) is Reason.UNKNOWN_KEY
+
+
+def test_nobody_introduces_another(keys, alice, bob):
+    door = ingress(keys)
+    assert reason(door.admit(STATUS, lines.seal(alice, STATUS, status(bob)))) is Reason.UNKNOWN_KEY
+
+
+@pytest.mark.parametrize("topic", ["fedmq/lab/client/a/nonsense", "fedmq/other/client/a/reply", "x", "$SYS/a"])
+def test_other_topics_are_refused_first(door, alice, topic):
+    assert reason(door.admit(topic, sealed(alice, topic))) is Reason.UNKNOWN_TOPIC
+
+
+def test_size_is_looked_at_before_anything_is_read(door):
+    assert reason(door.admit(REPLY, bytes(ENVELOPE_BYTES_MAX + 1))) is Reason.OVERSIZE
+    assert reason(door.admit(STATUS, bytes(LINE_BYTES_MAX + 1))) is Reason.OVERSIZE
+
+
+def test_an_unsigned_payload_is_never_parsed(door, alice):
+    """The payload is no message at all: with a broken signature that must not come to light."""
+    head = envelope.Header(federation=federation.NAME, sender="a", boot=BOOT, sequence=1)
+    data = envelope.seal(alice, REPLY, "done", head, b"\xc1 not msgpack")
+    assert reason(door.admit(REPLY, data)) is Reason.MALFORMED
+    assert reason(door.admit(REPLY, data[:-1] + bytes([data[-1] ^ 1]))) is Reason.BAD_SIGNATURE
+
+
+def test_a_message_holds_on_its_own_topic_only(door, alice):
+    other = TOPICS.client(ClientId("a"), Kind.METRICS)
+    assert reason(door.admit(other, lines.seal(alice, HEARTBEAT, BEAT))) is Reason.BAD_SIGNATURE
+    control = sealed(alice, TOPICS.control)
+    assert reason(door.admit(REPLY, control)) is Reason.BAD_SIGNATURE
+
+
+def test_nobody_speaks_in_anothers_branch(door, bob):
+    assert reason(door.admit(REPLY, sealed(bob))) is Reason.NOT_ALLOWED
+    assert reason(door.admit(STATUS, lines.seal(bob, STATUS, status(bob)))) is Reason.NOT_ALLOWED
+
+
+def test_a_client_gives_no_commands_and_an_operator_no_updates(door, alice, operator):
+    start = Start(command="c1")
+    assert reason(door.admit(TOPICS.control, sealed(alice, TOPICS.control, start))) is Reason.NOT_ALLOWED
+    assert isinstance(door.admit(TOPICS.control, sealed(operator, TOPICS.control, start)), Said)
+    assert reason(door.admit(REPLY, sealed(operator))) is Reason.NOT_ALLOWED
+
+
+def test_a_client_is_not_the_coordinator(door, alice):
+    topic = TOPICS.coordinator(Kind.COORDINATOR_STATUS)
+    assert reason(door.admit(topic, lines.seal(alice, topic, status(alice)))) is Reason.NOT_ALLOWED
+    task = TOPICS.client(ClientId("a"), Kind.TASK)
+    assert reason(door.admit(task, sealed(alice, task))) is Reason.NOT_ALLOWED
+
+
+def test_header_and_key_must_name_the_same_sender_and_federation(door, alice):
+    assert reason(door.admit(REPLY, sealed(alice, sender="b"))) is Reason.NOT_ALLOWED
+    assert reason(door.admit(REPLY, sealed(alice, of=FederationId("other")))) is Reason.NOT_ALLOWED
+
+
+def test_the_type_in_the_envelope_must_be_that_of_the_payload(door, alice):
+    assert reason(door.admit(REPLY, sealed(alice, kind="update"))) is Reason.MALFORMED
+
+
+def test_a_message_belongs_on_its_kind_of_topic(door, alice):
+    assert reason(door.admit(STATUS, lines.seal(alice, STATUS, BEAT))) is Reason.NOT_ALLOWED
+
+
+def test_a_replay_is_refused_also_after_newer_messages(door, alice):
+    first, third = sealed(alice, sequence=1), sealed(alice, sequence=3)
+    assert isinstance(door.admit(REPLY, first), Said)
+    assert isinstance(door.admit(REPLY, third), Said)
+    assert reason(door.admit(REPLY, first)) is Reason.REPLAYED
+    assert reason(door.admit(REPLY, third)) is Reason.REPLAYED
+    assert isinstance(door.admit(REPLY, sealed(alice, sequence=2)), Said)  # late, but for the first time
+    far = sealed(alice, sequence=3 + REPLAY_WINDOW)
+    assert isinstance(door.admit(REPLY, far), Said)
+    assert reason(door.admit(REPLY, sealed(alice, sequence=2 + 1))) is Reason.REPLAYED
+
+
+def test_a_new_start_counts_anew(door, alice):
+    assert isinstance(door.admit(REPLY, sealed(alice, sequence=9)), Said)
+    assert isinstance(door.admit(REPLY, sealed(alice, sequence=1, boot=Boot("0c" * 8))), Said)
+
+
+@given(st.lists(st.integers(0, 3 * REPLAY_WINDOW), max_size=60))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_each_number_passes_once_unless_it_is_too_old(keys, alice, numbers):
+    door, seen = ingress(keys, alice), set()
+    for number in numbers:
+        passed = isinstance(door.admit(REPLY, sealed(alice, sequence=number)), Said)
+        assert passed == (number not in seen and number > max(seen, default=-1) - REPLAY_WINDOW)
+        if passed:
+            seen.add(number)
+
+
+def test_refusals_are_counted_by_reason(door, alice):
+    door.admit(REPLY, b"junk")
+    door.admit(REPLY, b"junk")
+    door.admit("x", b"junk")
+    assert door.refusals == {Reason.MALFORMED: 2, Reason.UNKNOWN_TOPIC: 1}
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_anywhere_end_in_a_reason(tmp_path_factory, data):
+    door = ingress(tmp_path_factory.getbasetemp() / "fuzz-keys")
+    for topic in (REPLY, STATUS, TOPICS.control, TOPICS.coordinator(Kind.COORDINATOR_MODEL)):
+        admitted = door.admit(topic, data)
+        assert admitted is None if not data else isinstance(admitted, Refused)
+
+
+@given(st.integers(0, 2000), st.integers(1, 255))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_flipped_byte_of_a_message_gets_through(door, alice, at, flip):
+    for topic, data in ((REPLY, sealed(alice)), (STATUS, lines.seal(alice, STATUS, status(alice)))):
+        spoilt = bytearray(data)
+        spoilt[at % len(data)] ^= flip
+        admitted = door.admit(topic, bytes(spoilt))
+        if isinstance(admitted, Said):  # base64 has spare bits at its end: the same signature, spelled otherwise
+            assert admitted.message == status(alice)
+
+
+def test_a_line_refuses_to_say_what_json_cannot(alice):
+    topic = TOPICS.coordinator(Kind.COORDINATOR_METRICS)
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not finite"):
+            lines.seal(alice, topic, Metrics(run="r", round=1, loss=number))
+
+
+def test_pae_follows_paseto():
+    assert envelope.pae() == bytes(8)
+    assert envelope.pae(b"") == b"\x01" + bytes(15)
+    assert envelope.pae(b"test") == b"\x01" + bytes(7) + b"\x04" + bytes(7) + b"test"
+
+
+@given(st.lists(st.binary(max_size=5), max_size=4), st.lists(st.binary(max_size=5), max_size=4))
+def test_pae_tells_lists_of_parts_apart(one, other):
+    assert (envelope.pae(*one) == envelope.pae(*other)) == (one == other)
+
+
+def test_the_envelope_is_msgpack(alice):
+    tree = msgspec.msgpack.decode(sealed(alice))
+    assert tree[:3] == [1, "done", alice.kid]
+    assert codec.decode(tree[4], Done) == DONE
+
+
+def test_an_info_introduces_too(keys, alice):
+    door, topic = ingress(keys), TOPICS.client(ClientId("a"), Kind.INFO)
+    info = Info(
+        boot=BOOT, version="1", certificate=status(alice).certificate, examples=1, schema="a" * 64
+    )
+    assert isinstance(door.admit(topic, lines.seal(alice, topic, info)), Said)

@@ -1,0 +1,198 @@
+"""Stories of a run: rounds in order, deadlines, stop rules."""
+
+import pytest
+from common.ids import ClientId, Digest, sha256
+from common.machine import Tick
+from common.messages import Reason
+from coordinator import cohort
+from coordinator.round import (
+    Assign,
+    ClientCame,
+    ClientDeclined,
+    ClientLeft,
+    Judge,
+    Merge,
+    Merged,
+    Offered,
+    Received,
+)
+from coordinator.run import (
+    CloseRound,
+    EndRun,
+    Evaluated,
+    Gather,
+    OpenRound,
+    Phase,
+    RunMachine,
+    RunPolicy,
+    Started,
+    StopAsked,
+    progress,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from support.updates import BASE, update
+
+A, B = ClientId("a"), ClientId("b")
+
+
+def model(number: int) -> Digest:
+    return sha256(f"model {number}".encode())
+
+
+def run_of(rounds: int = 2, **policy: object) -> RunMachine:
+    """A run that waits for two clients; both are here."""
+    machine = RunMachine(RunPolicy(seed=0, wait_for=2, **policy))
+    machine.handle(Started(BASE, rounds), 0)
+    machine.handle(ClientCame(A), 0)
+    machine.handle(ClientCame(B), 0)
+    return machine
+
+
+def answer(machine: RunMachine, client: str, at: float) -> tuple[object, ...]:
+    said = update(client, number=machine.number, base=machine.base)
+    machine.handle(Offered(said), at)
+    return machine.handle(Received(said.client, Digest(said.delta.digest)), at)
+
+
+def play(machine: RunMachine, at: float) -> tuple[object, ...]:
+    """Let both clients answer and the merge succeed."""
+    answer(machine, "a", at)
+    assert isinstance(answer(machine, "b", at)[-1], Merge)
+    return machine.handle(Merged(model(machine.number)), at)
+
+
+def test_a_run_waits_for_its_clients_then_opens_a_round():
+    machine = RunMachine(RunPolicy(seed=0, wait_for=2))
+    assert machine.handle(Started(BASE, 1), 0) == (Gather(here=0, needed=2),)
+    assert machine.handle(ClientCame(A), 1) == ()
+    effects = machine.handle(ClientCame(B), 2)
+    assert effects == (OpenRound(1, BASE, (A, B), 600.0), Assign(A), Assign(B))
+
+
+def test_clients_that_came_before_the_start_count():
+    machine = RunMachine(RunPolicy(seed=0, wait_for=1))
+    assert machine.handle(ClientCame(A), 0) == ()
+    assert machine.handle(Started(BASE, 1), 1)[0] == OpenRound(1, BASE, (A,), 600.0)
+
+
+def test_rounds_follow_one_another_each_from_the_model_before_it():
+    machine = run_of(rounds=2)
+    (closed,) = play(machine, 3)
+    assert isinstance(closed, CloseRound)
+    assert (closed.number, closed.committed, closed.model, closed.seconds) == (1, True, model(1), 3)
+    assert [u.client for u in closed.updates] == ["a", "b"]
+    opened = machine.handle(Evaluated(), 4)[0]
+    assert (opened.number, opened.base) == (2, model(1))
+    play(machine, 6)
+    assert machine.handle(Evaluated(), 7) == (EndRun(model(2), 2, completed=True, why=""),)
+    assert machine.phase is Phase.OVER
+
+
+def test_the_deadline_follows_the_slowest_answer_by_patience_never_below_its_floor():
+    machine = run_of(rounds=3, patience=4.0, first_deadline_s=60)
+    play(machine, 20)
+    assert machine.handle(Evaluated(), 20)[0].deadline_s == 80
+    play(machine, 21)
+    assert machine.handle(Evaluated(), 21)[0].deadline_s == 10
+
+
+def test_a_stop_lets_the_round_end_and_then_the_run():
+    machine = run_of(rounds=5)
+    assert machine.handle(StopAsked(), 1) == ()
+    play(machine, 3)
+    assert machine.handle(Evaluated(), 4) == (EndRun(model(1), 1, completed=False, why="stopped"),)
+
+
+def test_a_stop_at_once_gives_the_round_up():
+    machine = run_of(rounds=5)
+    closed = machine.handle(StopAsked(now=True), 1)[-1]
+    assert isinstance(closed, CloseRound)
+    assert (closed.committed, closed.model) == (False, BASE)
+    assert machine.handle(Evaluated(), 2) == (EndRun(BASE, 0, completed=False, why="stopped"),)
+
+
+def test_a_stop_while_waiting_for_clients_ends_the_run():
+    machine = RunMachine(RunPolicy(seed=0, wait_for=2))
+    machine.handle(Started(BASE, 1), 0)
+    assert machine.handle(StopAsked(), 1) == (EndRun(BASE, 0, completed=False, why="stopped"),)
+
+
+def test_an_abandoned_round_is_tried_again_under_a_new_number_and_three_in_a_row_end_the_run():
+    machine = run_of(rounds=1, quorum_share=1.0)
+    for number in (1, 2, 3):
+        assert machine.number == number
+        machine.handle(ClientDeclined(A, Reason.DIVERGED), number)
+        assert isinstance(machine.handle(ClientDeclined(B, Reason.DIVERGED), number)[-1], CloseRound)
+        effects = machine.handle(Evaluated(), number)
+    (ended,) = effects
+    assert isinstance(ended, EndRun)
+    assert not ended.completed
+    assert "3 rounds in a row" in ended.why
+
+
+def test_a_round_opens_only_when_enough_clients_are_back():
+    machine = run_of(rounds=2)
+    play(machine, 3)
+    machine.handle(ClientLeft(A), 3)
+    assert machine.handle(Evaluated(), 4) == (Gather(here=1, needed=2),)
+    assert isinstance(machine.handle(ClientCame(A), 5)[0], OpenRound)
+
+
+def test_the_deadline_of_the_open_round_wakes_the_run():
+    machine = run_of(rounds=2, first_deadline_s=30, quorum_share=0.5)
+    answer(machine, "a", 2)
+    assert machine.wake_at() == 30
+    assert isinstance(machine.handle(Tick(), 30)[-1], Merge)
+
+
+def test_an_update_after_the_round_is_told_that_it_is_late():
+    machine = run_of(rounds=2, quorum_share=0.5, first_deadline_s=30)
+    answer(machine, "a", 2)
+    machine.handle(Tick(), 30)
+    machine.handle(Merged(model(1)), 31)
+    (judge,) = machine.handle(Offered(update("b")), 32)
+    assert isinstance(judge, Judge)
+    assert judge.refused is Reason.TOO_LATE
+
+
+def test_a_second_run_goes_on_with_new_round_numbers():
+    machine = run_of(rounds=1)
+    play(machine, 3)
+    machine.handle(Evaluated(), 4)
+    opened = machine.handle(Started(model(1), 1), 5)[0]
+    assert opened.number == 2
+    assert machine.handle(Started(model(1), 1), 6) == ()  # one run at a time
+
+
+@pytest.mark.parametrize(("share", "asked", "quorum"), [(0.5, 3, 2), (0.5, 2, 1), (1.0, 3, 3), (0.1, 3, 1)])
+def test_the_quorum_is_a_share_of_the_cohort_rounded_up(share, asked, quorum):
+    machine = RunMachine(RunPolicy(seed=0, wait_for=asked, quorum_share=share))
+    machine.handle(Started(BASE, 1), 0)
+    for index in range(asked):
+        machine.handle(ClientCame(ClientId(f"c{index}")), 0)
+    assert machine.round.policy.quorum == quorum
+
+
+def test_progress_counts_what_was_asked_and_taken():
+    machine = run_of()
+    answer(machine, "a", 1)
+    assert progress(machine) == ("reporting", 2, 1)
+
+
+@given(st.integers(1, 30), st.integers(0, 2**32), st.integers(1, 1000))
+def test_a_cohort_is_drawn_by_seed_and_round_alone(size, seed, number):
+    clients = [ClientId(f"c{index}") for index in range(30)]
+    drawn = cohort.draw(clients, size, seed=seed, number=number)
+    assert drawn == cohort.draw(reversed(clients), size, seed=seed, number=number)
+    assert len(set(drawn)) == size
+    assert list(drawn) == sorted(drawn)
+
+
+def test_every_client_is_drawn_about_equally_often():
+    clients = [ClientId(f"c{index}") for index in range(10)]
+    counts = dict.fromkeys(clients, 0)
+    for number in range(1000):
+        for client in cohort.draw(clients, 3, seed=1, number=number):
+            counts[client] += 1
+    assert all(240 < count < 360 for count in counts.values())  # 300 ± 4 standard deviations

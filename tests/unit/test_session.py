@@ -1,0 +1,145 @@
+"""Stories of a client's task."""
+
+import pytest
+from common.machine import Tick
+from common.messages import Reason, Verdict
+from edge_client.session import (
+    Asked,
+    Decline,
+    Drop,
+    Fetch,
+    Fetched,
+    Judged,
+    LinkBack,
+    Offer,
+    Phase,
+    Released,
+    Session,
+    Train,
+    Trained,
+    Unfetchable,
+    Untrained,
+)
+from support.updates import RUN, SCHEMA, task, update
+
+UPDATE = update("a")
+BASE = task().base.digest
+
+
+def verdict(word_of=UPDATE, refused=None) -> Verdict:
+    return Verdict(run=RUN, round=word_of.round, delta=word_of.delta.digest, refused=refused)
+
+
+@pytest.fixture
+def training() -> Session:
+    session = Session(SCHEMA)
+    assert session.handle(Asked(task()), 0) == (Fetch(task().base),)
+    assert session.handle(Fetched(BASE), 1) == (Train(task()),)
+    return session
+
+
+@pytest.fixture
+def reporting(training) -> Session:
+    assert training.handle(Trained(UPDATE), 10) == (Offer(UPDATE),)
+    return training
+
+
+def test_a_judged_update_is_dropped_and_the_client_is_free(reporting):
+    assert reporting.handle(Judged(verdict()), 11) == (Drop(UPDATE, verdict()),)
+    assert (reporting.phase, reporting.wake_at()) == (Phase.IDLE, None)
+
+
+def test_a_verdict_about_another_update_changes_nothing(reporting):
+    assert reporting.handle(Judged(verdict(update("a", "other"))), 11) == ()
+    assert reporting.phase is Phase.REPORTING
+
+
+def test_an_update_is_offered_again_with_doubling_waits_until_it_is_judged(reporting):
+    assert reporting.wake_at() == 20
+    assert reporting.handle(Tick(), 19) == ()
+    assert reporting.handle(Tick(), 20) == (Offer(UPDATE),)
+    assert reporting.wake_at() == 40
+    reporting.handle(Tick(), 40)
+    assert reporting.wake_at() == 80
+    for _ in range(9):
+        now = reporting.wake_at()
+        reporting.handle(Tick(), now)
+    assert reporting.wake_at() - now == 120
+
+
+def test_after_a_break_of_the_link_it_is_offered_at_once(reporting):
+    assert reporting.handle(LinkBack(), 12) == (Offer(UPDATE),)
+
+
+def test_the_same_task_again_changes_nothing_but_that_a_finished_update_is_offered(training):
+    assert training.handle(Asked(task()), 2) == ()
+    training.handle(Trained(UPDATE), 10)
+    assert training.handle(Asked(task()), 11) == (Offer(UPDATE),)
+
+
+def test_a_newer_task_waits_for_the_training_at_hand_and_its_result_is_dropped(training):
+    assert training.handle(Asked(task(2, "next")), 5) == ()
+    assert training.handle(Trained(UPDATE), 10) == (Drop(UPDATE, None), Fetch(task(2, "next").base))
+
+
+def test_a_newer_task_replaces_an_update_that_nobody_judged(reporting):
+    assert reporting.handle(Asked(task(2, "next")), 11) == (Drop(UPDATE, None), Fetch(task(2, "next").base))
+    assert reporting.wake_at() is None
+
+
+def test_a_release_while_training_drops_the_result(training):
+    assert training.handle(Released(RUN, 1), 5) == ()
+    assert training.handle(Trained(UPDATE), 10) == (Drop(UPDATE, None),)
+    assert training.phase is Phase.IDLE
+
+
+def test_a_release_of_the_task_that_waits_forgets_it(training):
+    training.handle(Asked(task(2, "next")), 5)
+    training.handle(Released(RUN, 2), 6)
+    assert training.handle(Trained(UPDATE), 10) == (Drop(UPDATE, None),)
+
+
+def test_a_release_of_another_round_changes_nothing(training):
+    training.handle(Released(RUN, 7), 5)
+    assert training.handle(Trained(UPDATE), 10) == (Offer(UPDATE),)
+
+
+def test_a_release_while_fetching_frees_the_client():
+    session = Session(SCHEMA)
+    session.handle(Asked(task()), 0)
+    session.handle(Released(RUN, 1), 1)
+    assert session.handle(Fetched(BASE), 2) == ()
+    assert session.phase is Phase.IDLE
+
+
+def test_a_failed_training_is_declined(training):
+    failed = Untrained(RUN, 1, Reason.DIVERGED, "loss is nan")
+    assert training.handle(failed, 5) == (Decline(task(), Reason.DIVERGED, "loss is nan"),)
+    assert training.phase is Phase.IDLE
+
+
+def test_a_training_that_fails_after_a_newer_task_is_not_declined_but_followed(training):
+    training.handle(Asked(task(2, "next")), 5)
+    failed = Untrained(RUN, 1, Reason.DIVERGED, "loss is nan")
+    assert training.handle(failed, 6) == (Fetch(task(2, "next").base),)
+
+
+def test_a_base_that_cannot_be_had_is_declined():
+    session = Session(SCHEMA)
+    session.handle(Asked(task()), 0)
+    (declined,) = session.handle(Unfetchable(BASE, Reason.TRANSFER_FAILED), 1)
+    assert (declined.task, declined.reason) == (task(), Reason.TRANSFER_FAILED)
+
+
+def test_a_model_of_another_schema_is_declined_naming_both():
+    (declined,) = Session("f" * 64).handle(Asked(task()), 0)
+    assert declined.reason is Reason.WRONG_SCHEMA
+    assert "f" * 64 in declined.detail
+    assert SCHEMA in declined.detail
+
+
+def test_an_answer_to_another_fetch_changes_nothing():
+    session = Session(SCHEMA)
+    session.handle(Asked(task()), 0)
+    assert session.handle(Fetched(task(2, "next").base.digest), 1) == ()
+    assert session.phase is Phase.FETCHING
