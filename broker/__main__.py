@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument("--state-dir", type=Path)
     policy = BrokerPolicy(**vars(parser.parse_args()))
     try:
-        asyncio.run(serve(policy, lambda host, port: print(f"listening on {host}:{port}", flush=True)))  # noqa: T201 - it is the program's output
+        asyncio.run(serve(policy, lambda host, port: print(f"listening on {host}:{port}", flush=True)))
     except FedmqError as error:
         sys.stderr.write(f"{error}\n{error.advice}\n")
         return error.exit_code

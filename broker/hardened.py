@@ -126,6 +126,9 @@ class HardenedBroker(Broker):
         """Stop listening, cut everybody off without wills, and end all tasks."""
         self._is_stopping = True
         for server in self._servers.values():
+            if isinstance(server.instance, websockets.asyncio.server.Server):
+                for socket in server.instance.handlers:
+                    socket.transport.abort()  # those that never got past the handshake as well
             server.instance.close()
         connections = list(self._connections)
         for connection in connections:
@@ -370,21 +373,18 @@ class HardenedBroker(Broker):
         assert topic is not None
         assert data is not None
         message = Outgoing(topic.encode(), data)
-        waiting: list[ClientSession] = []
-        room = False
+        waited_for: list[ClientSession] = []
         for target, qos in self._targets(topic):
             if await self._topic_filtering(target, topic, Action.RECEIVE):
                 sent_qos = qos if force_qos is None else min(qos, force_qos)
                 target.deliver(message, sent_qos)
                 if sent_qos and target is not session:
-                    room = room or target.roomy.is_set()
-                    waiting.append(target)
-        if (
-            waiting and not room
-        ):  # all are slow, so their source is slowed down; one slow one among many is not waited for
+                    waited_for.append(target)
+        # Where all are slow, so is their source; a few slow ones among others hold up nobody.
+        if waited_for and not any(target.roomy.is_set() for target in waited_for):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.bounds.crowded_s):
-                    await waiting[0].roomy.wait()
+                    await waited_for[0].roomy.wait()
 
     def _targets(self, topic: str) -> list[tuple[ClientSession, int]]:
         """List who subscribed to a topic: each once, with the highest QoS of its filters."""

@@ -170,19 +170,25 @@ class Part:
             self.discard()
             raise TransferError(f"the chunks of {self._manifest.digest} do not make it up")
         os.fsync(self._handle)
+        self._unsynced = 0
         self.close()
         path = self._store._adopt(self._path, digest)  # noqa: SLF001 - a part is the store's own
         self._bits_path.unlink(missing_ok=True)
         return path
 
     def close(self) -> None:
-        """Leave the part on disk for another time."""
+        """Leave the part on disk for another time; in a thread, as `sync`."""
         if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+            try:
+                if self._unsynced > 0:
+                    self.sync()
+            finally:
+                os.close(self._handle)
+                self._handle = -1
 
     def discard(self) -> None:
         """Delete the part."""
+        self._unsynced = 0
         self.close()
         self._store._remove(self._path)  # noqa: SLF001 - a part is the store's own
 

@@ -1,11 +1,12 @@
 """Message <-> canonical msgpack; the only file that imports msgpack.
 
-Canonical: keys sorted, shortest forms, no extensions, so that one message has one spelling. That kills duplicate
-keys, wide integers and trailing bytes. What is compared is the tree and not the Struct: a field that a newer peer
-added survives the check.
+Canonical: keys sorted, shortest forms, no extensions, so that one message has one spelling. That kills
+duplicate keys, wide integers and trailing bytes. What is compared is the tree and not the Struct: a field
+that a newer peer added survives the check.
 """
 
 import math
+from types import UnionType
 from typing import Any, TypeVar
 
 import msgpack
@@ -25,13 +26,16 @@ def encode(message: msgspec.Struct) -> bytes:
     return pack(msgspec.to_builtins(message, builtin_types=(bytes,), order="sorted"))
 
 
-def decode(data: bytes | memoryview, kind: type[T], *, bytes_max: int = limits.ENVELOPE_BYTES_MAX) -> T:
+def decode(
+    data: bytes | memoryview, kind: "type[T] | UnionType", *, bytes_max: int = limits.ENVELOPE_BYTES_MAX
+) -> T:
     """Read a message of one kind, or of a union of kinds. Raises: DecodeError."""
     tree = unpack(data, bytes_max=bytes_max)
     try:
-        return msgspec.convert(tree, kind, builtin_types=(bytes,))
+        read: T = msgspec.convert(tree, kind, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
         raise DecodeError(str(error)) from None
+    return read
 
 
 def pack(tree: Tree) -> bytes:

@@ -43,6 +43,6 @@ def decode(codec: str, data: bytes | memoryview, elements: int) -> Vector:
 def _check_range(codec: str, vector: Vector) -> None:
     """Refuse what would become infinite; NaN fails the comparison too."""
     top = float(np.finfo(CODECS[codec]).max)
-    low, high = float(vector.min()), float(vector.max())
+    low, high = float(vector.min(initial=0)), float(vector.max(initial=0))
     if not (-top <= low and high <= top):
         raise RangeError(f"codec {codec} holds values up to ±{top:g}; these are from {low:g} to {high:g}")

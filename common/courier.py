@@ -26,6 +26,7 @@ from common.transfer import (
     Chance,
     ChunkCame,
     Complete,
+    Expected,
     Finished,
     GiveUp,
     Gone,
@@ -34,8 +35,10 @@ from common.transfer import (
     LinkLost,
     Offered,
     Receiver,
+    ReceiverEvent,
     SendChunk,
     Sender,
+    SenderEvent,
     Sent,
     Wanted,
 )
@@ -108,22 +111,20 @@ class Courier:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        timers = [one.timer for one in self._downloads.values()] + [
-            one.timer for one in self._uploads.values()
-        ]
-        for timer in timers:
-            if timer is not None:
-                timer.cancel()
+        for download in self._downloads.values():
+            _disarm(download)
+        for upload in self._uploads.values():
+            _disarm(upload)
         for task in self._running:
             task.cancel()
         if isinstance(
             error, asyncio.CancelledError
-        ):  # perhaps by a task of ours that failed: the group knows
+        ):  # perhaps because a task of ours failed: the group knows
             await self._tasks.__aexit__(kind, error, trace)
         else:
             await self._tasks.__aexit__(None, None, None)
         for download in self._downloads.values():
-            download.part.close()
+            _fail(download, TransferError("the courier was closed"))  # its callers put the part away
 
     # --- receiving ---
 
@@ -141,6 +142,8 @@ class Courier:
         download = self._downloads.get(key)
         if download is None:
             download = self._downloads[key] = self._open(manifest, want, frames)
+        elif download.machine.manifest != manifest:
+            raise TransferError(f"blob {digest[:12]} is being fetched by another manifest")
         download.waiting += 1
         try:
             if download.frames is not None:
@@ -172,13 +175,17 @@ class Courier:
 
     def offer(self, manifest: Manifest, *, expected: Iterable[ClientId] = ()) -> None:
         """Serve a blob of the store to whoever wants it; it begins when all that are expected have asked."""
-        self._uploads.setdefault(manifest.digest, _Upload(Sender(manifest, expected)))
+        known = self._uploads.get(manifest.digest)
+        if known is None:
+            self._uploads[manifest.digest] = _Upload(Sender(manifest, expected))
+        else:
+            self._send(known, Expected(frozenset(expected)))
 
     def withdraw(self, digest: str) -> None:
         """Serve a blob no more."""
         upload = self._uploads.pop(digest, None)
-        if upload is not None and upload.timer is not None:
-            upload.timer.cancel()
+        if upload is not None:
+            _disarm(upload)
 
     def wanted(self, receiver: ClientId, want: Want) -> Reason | None:
         """Serve a want, or say why it cannot be (for an `Unavailable`)."""
@@ -232,7 +239,7 @@ class Courier:
         machine = Receiver(manifest, self._chance, part.have())
         return _Download(machine, part, want, frames, asyncio.get_running_loop().create_future())
 
-    def _receive(self, download: _Download, event: Offered | ChunkCame | LinkLost | LinkBack | Tick) -> None:
+    def _receive(self, download: _Download, event: ReceiverEvent) -> None:
         if download.done.done():
             return
         for effect in download.machine.handle(event, self._clock()):
@@ -253,9 +260,7 @@ class Courier:
             self._spawn(self._sync(download))
         _rearm(download, self._clock(), lambda: self._receive(download, Tick()))
 
-    def _send(
-        self, upload: _Upload, event: Wanted | Sent | LinkLost | LinkBack | Finished | Gone | Tick
-    ) -> bool:
+    def _send(self, upload: _Upload, event: SenderEvent) -> bool:
         """Feed a sender; tell whether it gave the receiver up."""
         if self._uploads.get(upload.machine.manifest.digest) is not upload:
             return False  # withdrawn
@@ -290,7 +295,8 @@ class Courier:
     async def _sync(self, download: _Download) -> None:
         async with download.disk:
             try:
-                await asyncio.to_thread(download.part.sync)
+                if download.part.is_sync_due:  # still: it may be finished by now
+                    await asyncio.to_thread(download.part.sync)
             except OSError as error:
                 _fail(download, error)
 
@@ -307,12 +313,14 @@ class Courier:
     async def _drop(self, key: str, download: _Download) -> None:
         del self._downloads[key]
         download.done.cancel()
-        if download.timer is not None:
-            download.timer.cancel()
+        _disarm(download)
         if download.frames is not None:
-            await self._bus.unsubscribe(download.frames)
+            with suppress(TimeoutError):  # it is forgotten at once; only the broker may take its time
+                async with asyncio.timeout(limits.FAREWELL_S):
+                    await self._bus.unsubscribe(download.frames)
         async with download.disk:
-            download.part.close()
+            with suppress(OSError):  # of a disk that failed before
+                await asyncio.to_thread(download.part.close)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = self._tasks.create_task(work)
@@ -325,9 +333,13 @@ def _fail(download: _Download, error: Exception) -> None:
         download.done.set_exception(error)
 
 
-def _rearm(one: _Download | _Upload, now: Seconds, wake: Callable[[], object]) -> None:
-    """Keep one timer per machine, for the moment that it names."""
+def _disarm(one: _Download | _Upload) -> None:
     if one.timer is not None:
         one.timer.cancel()
+
+
+def _rearm(one: _Download | _Upload, now: Seconds, wake: Callable[[], object]) -> None:
+    """Keep one timer per machine, for the moment that it names."""
+    _disarm(one)
     at = one.machine.wake_at()
     one.timer = None if at is None else asyncio.get_running_loop().call_later(max(0.0, at - now), wake)

@@ -1,8 +1,8 @@
 """The signed wrapper of everything that is not for people: `[1, type, kid, header, payload, signature]`.
 
-The signature covers PAE(domain, topic, type, header, SHA-256(payload)): bytes, not objects, and not to be replayed
-on another topic or as another type. It is checked before anything inside is parsed, and the algorithm is a property
-of the enrolled key. A bridge forwards the bytes that it got.
+The signature covers PAE(domain, topic, type, header, SHA-256(payload)): bytes, not objects, and not to be
+replayed on another topic or as another type. It is checked before anything inside is parsed, and the
+algorithm is a property of the enrolled key. A bridge forwards the bytes that it got.
 """
 
 import hashlib
@@ -62,7 +62,9 @@ def seal(identity: Identity, topic: str, kind: str, header: Header, payload: byt
 def read(data: bytes) -> Envelope:
     """Take an envelope apart without believing it: one fixed shape, no general parser. Raises: DecodeError."""
     if len(data) > limits.ENVELOPE_BYTES_MAX:
-        raise DecodeError(f"an envelope of {len(data)} bytes exceeds the limit of {limits.ENVELOPE_BYTES_MAX}")
+        raise DecodeError(
+            f"an envelope of {len(data)} bytes exceeds the limit of {limits.ENVELOPE_BYTES_MAX}"
+        )
     view = memoryview(data)
     if bytes(view[:2]) != bytes((0x96, VERSION)):
         raise DecodeError("not an envelope of version 1")

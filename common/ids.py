@@ -37,9 +37,7 @@ def is_name(text: str) -> bool:
 
 def is_client_name(text: str) -> bool:
     """Tell whether a client may be called so: not by a name that other access rules belong to."""
-    return (
-        is_name(text) and text not in _RESERVED_CLIENTS and not text.startswith(_RESERVED_CLIENT_PREFIXES)
-    )
+    return is_name(text) and text not in _RESERVED_CLIENTS and not text.startswith(_RESERVED_CLIENT_PREFIXES)
 
 
 def client_id(text: str) -> ClientId:

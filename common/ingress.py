@@ -1,9 +1,10 @@
 """The one way in: every message from the bus passes these stages, in this order, or is refused with a Reason.
 
-    size -> topic of ours -> shape -> known key -> signature -> may this role say this here -> replay -> strict decode
+    size -> topic of ours -> shape -> known key -> signature -> may this role say this here -> replay ->
+    strict decode
 
-No stage runs before the one ahead of it has passed. Chunk frames carry no signature: their hashes stand in a signed
-manifest, so they leave after the first two stages as `Frame`.
+No stage runs before the one ahead of it has passed. Chunk frames carry no signature: their hashes stand in a
+signed manifest, so they leave after the first two stages as `Frame`.
 """
 
 from collections import Counter, OrderedDict
@@ -27,7 +28,9 @@ from common.messages import (
     ModelLine,
     Reason,
     RoundState,
+    Start,
     Status,
+    Stop,
     Summary,
 )
 from common.topics import Kind, Place
@@ -112,7 +115,7 @@ class Ingress:
             parts = envelope.read(data)
         except DecodeError as error:
             raise _Refusal(Reason.MALFORMED, str(error)) from None
-        peer = self._peer(parts.kid)
+        peer = self._commanding(parts, place) or self._peer(parts.kid)
         if not parts.is_signed_by(peer, topic):
             raise _Refusal(Reason.BAD_SIGNATURE, f"not signed by {peer.name}")
         _require_right(peer, place)
@@ -121,7 +124,7 @@ class Ingress:
             if header.federation != self.federation or header.sender != peer.name:
                 raise _Refusal(Reason.NOT_ALLOWED, "header and key name different senders")
             self._require_new(peer, header)
-            message = codec.decode(parts.payload, _SAID_ON[place.kind])
+            message: Message = codec.decode(parts.payload, _SAID_ON[place.kind])
         except DecodeError as error:
             raise _Refusal(Reason.MALFORMED, str(error)) from None
         if message.__struct_config__.tag != parts.type:
@@ -143,18 +146,29 @@ class Ingress:
         return Said(place, peer, message)
 
     def _introduced(self, line: lines.Line, place: Place) -> Peer | None:
-        """Admit a sender that brings its certificate along."""
-        if self.trust.by_kid(line.kid) is not None or place.kind not in _INTRODUCING:
+        """Admit a sender that brings its certificate along in a line."""
+        if place.kind not in _INTRODUCING or self.trust.by_kid(line.kid) is not None:
             return None
         certificate = line.certificate()
-        if certificate is None:
+        return self._newcomer(line.kid, certificate) if certificate else None
+
+    def _commanding(self, parts: envelope.Envelope, place: Place) -> Peer | None:
+        """Admit an operator that brings its certificate along in a command: it says nothing before."""
+        if place.kind is not Kind.CONTROL or self.trust.by_kid(parts.kid) is not None:
             return None
+        try:
+            command: Start | Stop = codec.decode(parts.payload, BY_CONTROL, bytes_max=limits.LINE_BYTES_MAX)
+        except DecodeError:
+            return None
+        return self._newcomer(parts.kid, command.certificate) if command.certificate else None
+
+    def _newcomer(self, kid: bytes, certificate: bytes) -> Peer:
         try:
             peer = self.trust.admit(certificate)
         except SignatureError as error:
             raise _Refusal(Reason.UNKNOWN_KEY, str(error)) from None
-        if peer.kid != line.kid:
-            raise _Refusal(Reason.UNKNOWN_KEY, "the line is signed by another key than it introduces")
+        if peer.kid != kid:
+            raise _Refusal(Reason.UNKNOWN_KEY, "the message is signed by another key than it introduces")
         return peer
 
     def _peer(self, kid: bytes) -> Peer:
@@ -169,7 +183,10 @@ class Ingress:
         highest, window = self._seen.pop(who, (-1, 0))
         ahead = header.sequence - highest
         if ahead > 0:
-            seen = (header.sequence, ((window << ahead) | 1) & ((1 << REPLAY_WINDOW) - 1) if ahead < REPLAY_WINDOW else 1)
+            seen = (
+                header.sequence,
+                ((window << ahead) | 1) & ((1 << REPLAY_WINDOW) - 1) if ahead < REPLAY_WINDOW else 1,
+            )
         else:
             seen = (highest, window | (1 << -ahead) if -ahead < REPLAY_WINDOW else window)
         self._seen[who] = seen

@@ -45,13 +45,13 @@ DOWNLOAD_SILENCE_S = 30  # a server that says nothing for so long is given up
 KEEPALIVE_S = 30
 CONNECT_S = 10.0
 INBOX_EVENTS_MAX = 4096
-INBOX_BYTES_MAX = 64 * 1024 * 1024
+LINK_INBOX_BYTES_MAX = 64 * 1024 * 1024  # heard and not yet taken
 INFLIGHT_MESSAGES_MAX = 16
 QUEUED_MESSAGES_MAX = 256
 RECONNECT_MAX_S = 60.0
 LINK_STEADY_S = 60.0  # up for so long: the back-off starts anew
 ACKNOWLEDGE_S = 60.0  # no acknowledgement for so long while some are due: the link is given up
-FAREWELL_S = 2.0  # for DISCONNECT to leave
+FAREWELL_S = 2.0  # for DISCONNECT to leave, and for UNSUBACK to come
 
 # Presence
 HEARTBEAT_S = 10.0

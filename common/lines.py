@@ -39,9 +39,10 @@ class Line:
     def message(self) -> Message:
         """Parse what the line says. Raises: DecodeError."""
         try:
-            return _DECODER.decode(self.body + b"}")
+            message: Message = _DECODER.decode(self.body + b"}")
         except (msgspec.DecodeError, RecursionError) as error:
             raise DecodeError(str(error)) from None
+        return message
 
     def certificate(self) -> bytes | None:
         """Take the certificate out of a status or birth line, so that its sender can be known at all.
@@ -74,7 +75,9 @@ def seal(identity: Identity, topic: str, message: Message) -> bytes:
 def read(data: bytes) -> Line:
     """Take a line apart without believing it. Raises: DecodeError."""
     if len(data) > limits.MANIFEST_LINE_BYTES_MAX:
-        raise DecodeError(f"a line of {len(data)} bytes exceeds the limit of {limits.MANIFEST_LINE_BYTES_MAX}")
+        raise DecodeError(
+            f"a line of {len(data)} bytes exceeds the limit of {limits.MANIFEST_LINE_BYTES_MAX}"
+        )
     found = _LINE.fullmatch(data)
     if found is None:
         raise DecodeError("not a signed line of JSON")

@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 
 Seconds = float  # of a monotonic clock
 
-Event = TypeVar("Event", contravariant=True)
-Effect = TypeVar("Effect", covariant=True)
+Event_contra = TypeVar("Event_contra", contravariant=True)
+Effect_co = TypeVar("Effect_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,10 @@ class Tick:
     """The time that `wake_at` named has come."""
 
 
-class Machine(Protocol[Event, Effect]):
+class Machine(Protocol[Event_contra, Effect_co]):
     """Decides; a shell performs what it decides."""
 
-    def handle(self, event: Event, now: Seconds) -> tuple[Effect, ...]:
+    def handle(self, event: Event_contra, now: Seconds) -> tuple[Effect_co, ...]:
         """Take an event in and say what is to be done."""
         ...
 

@@ -1,7 +1,8 @@
 """Everything that travels, one Struct per kind.
 
-On `task` and `reply` these ride in a signed envelope (`common.envelope`), on the JSON topics as one signed line
-(`common.lines`). Models and deltas never ride in a message: a `Manifest` names a blob, its chunks follow.
+On `task` and `reply` these ride in a signed envelope (`common.envelope`), on the JSON topics as one signed
+line (`common.lines`). Models and deltas never ride in a message: a `Manifest` names a blob, its chunks
+follow.
 
 Laws: 1. A field is never re-meant; a new one has a default. 2. Unknown fields of a newer peer are ignored.
 3. Every number has bounds, so NaN and infinities cannot be said.
@@ -66,7 +67,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     digest: Hex  # SHA-256 of all bytes
     size: Count  # bytes
-    chunk: Annotated[int, Meta(ge=limits.CHUNK_BYTES_MIN, le=limits.CHUNK_BYTES_MAX)]  # bytes; the last is shorter
+    chunk: Annotated[
+        int, Meta(ge=limits.CHUNK_BYTES_MIN, le=limits.CHUNK_BYTES_MAX)
+    ]  # bytes; the last is shorter
     hashes: bytes  # per chunk the first 16 bytes of its SHA-256, one after the other
     codec: Text  # how the vector became bytes
     schema: Hex  # of the tensors in it
@@ -156,7 +159,9 @@ class Want(Message, frozen=True, kw_only=True, tag="want"):
     """Send me this blob, but for the chunks that I have. The first want opens a transfer, later ones repair."""
 
     digest: Hex
-    have: Annotated[list[tuple[Count, Count]], Meta(max_length=limits.WANT_RANGES_MAX)] = []  # inclusive, ascending
+    have: Annotated[
+        list[tuple[Count, Count]], Meta(max_length=limits.WANT_RANGES_MAX)
+    ] = []  # inclusive, ascending
 
 
 class Done(Message, frozen=True, kw_only=True, tag="done"):
@@ -179,6 +184,7 @@ class Start(Message, frozen=True, kw_only=True, tag="start"):
     """Begin a run."""
 
     command: Name  # chosen by the operator; the answer repeats it
+    certificate: bytes = b""  # DER, so that the coordinator can check the command at all
     rounds: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None  # None: as configured
 
 
@@ -186,6 +192,7 @@ class Stop(Message, frozen=True, kw_only=True, tag="stop"):
     """End the run after the open round, or at once."""
 
     command: Name
+    certificate: bytes = b""
     now: bool = False
 
 
@@ -313,7 +320,16 @@ BY_TASK = Task | Cancel | Verdict | Want | Done | Unavailable
 BY_REPLY = Update | Declined | Want | Done | Unavailable
 BY_CONTROL = Start | Stop
 LINE = (
-    Status | Info | Heartbeat | ClientMetrics | RoundState | ModelLine | Metrics | Summary | Answer | ConfigLine
+    Status
+    | Info
+    | Heartbeat
+    | ClientMetrics
+    | RoundState
+    | ModelLine
+    | Metrics
+    | Summary
+    | Answer
+    | ConfigLine
 )
 
 

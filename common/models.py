@@ -52,7 +52,7 @@ def cnn(input_shape: Shape, num_classes: int) -> torch.nn.Module:
     """The CNN of McMahan et al. 2017, §3 (arXiv:1602.05629): 1,663,370 parameters on MNIST."""
     from torch import nn
 
-    channels, height, width = input_shape
+    channels, height, width = _image(input_shape)
     if min(height, width) < 4:
         raise ConfigError(f"cnn halves images twice; {height} x {width} is too small")
     return nn.Sequential(
@@ -78,13 +78,14 @@ def resnet18(input_shape: Shape, num_classes: int, groups: int = 32) -> torch.nn
     from torch import nn
     from torchvision.models.resnet import BasicBlock, ResNet
 
+    channels, _, _ = _image(input_shape)
     module = ResNet(
         BasicBlock,
         [2, 2, 2, 2],
         num_classes=num_classes,
         norm_layer=lambda width: nn.GroupNorm(groups, width),
     )
-    module.conv1 = nn.Conv2d(input_shape[0], 64, 3, padding=1, bias=False)
+    module.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
     module.maxpool = nn.Identity()
     return cast("torch.nn.Module", module)
 
@@ -161,6 +162,15 @@ def set_flat(module: torch.nn.Module, vector: Vector) -> None:
         for _, tensor in state:
             part, rest = rest[: tensor.numel()], rest[tensor.numel() :]
             tensor.copy_(part.view(tensor.shape))
+
+
+def _image(shape: Shape) -> tuple[int, int, int]:
+    """Take an image's shape apart. Raises: ConfigError where it is none."""
+    if len(shape) != 3:
+        raise ConfigError(
+            f"this model takes images (channels, height, width), not inputs of the shape {shape}"
+        )
+    return shape[0], shape[1], shape[2]
 
 
 def _state(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -28,7 +28,7 @@ from common.bus import Arrived, BusEvent, LinkDown, LinkUp
 from common.errors import ConfigError, TransportError
 
 _SUBSCRIPTION_REFUSED = 0x80
-_KEEPALIVE_TIMEOUT = 141  # paho's name for "no PINGRESP"
+_WHY = {130: "the broker sent what is not MQTT", 141: "the broker fell silent"}  # by paho's reason code
 _MAY_FALL_OUT = topics.CHUNKS | {
     topics.Kind.HEARTBEAT,
     topics.Kind.METRICS,
@@ -107,8 +107,8 @@ class MqttLink:
         if self._connection is not None:
             await self._connection.disconnect()
         self._keeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._keeping
+        await asyncio.wait((self._keeping,))
+        self._raise_bugs()
 
     async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
         """Hand a message to the broker; returns after its PUBACK (QoS 0: at once, or dropped).
@@ -143,13 +143,17 @@ class MqttLink:
     async def next(self) -> BusEvent:
         """Wait for what happens next on this bus."""
         event = await self._inbox.get()
-        if self._keeping is not None and self._keeping.done():
-            self._keeping.result()  # a bug in the link must not end in silence
+        self._raise_bugs()
         if isinstance(event, Arrived):
             self._inbox_bytes -= len(event.payload)
         if self._connection is not None and not self._is_full():
             self._connection.read_on()
         return event
+
+    def _raise_bugs(self) -> None:
+        """Let a bug in the link end the service, not only the link."""
+        if self._keeping is not None and self._keeping.done() and not self._keeping.cancelled():
+            self._keeping.result()
 
     async def _keep_up(self) -> None:
         failures = 0
@@ -204,7 +208,8 @@ class MqttLink:
             done.update(missing)
 
     def _is_full(self) -> bool:
-        return self._inbox.qsize() >= limits.INBOX_EVENTS_MAX or self._inbox_bytes >= limits.INBOX_BYTES_MAX
+        events, size = self._inbox.qsize(), self._inbox_bytes
+        return events >= limits.INBOX_EVENTS_MAX or size >= limits.LINK_INBOX_BYTES_MAX
 
     def _deliver(self, topic: str, payload: bytes, retain: bool) -> None:
         if self._is_full():
@@ -254,7 +259,7 @@ class _Connection:
         client.on_subscribe = lambda _client, _data, mid, codes, _properties: self._settle(mid, codes)
         client.on_unsubscribe = client.on_subscribe
         client.on_disconnect = lambda _client, _data, _flags, code, _properties: self._lose(
-            "the broker fell silent" if code.value == _KEEPALIVE_TIMEOUT else "the connection was closed"
+            _WHY.get(code.value, "the connection was closed")
         )
 
     async def open(self, address: Address) -> None:
@@ -359,8 +364,8 @@ class _Connection:
         """Let paho work; whatever falls out of it ends this connection, never the process."""
         try:
             step()
-        except Exception as error:  # noqa: BLE001 - paho raises anything on malformed packets
-            self._lose(f"the broker sent what paho cannot read: {type(error).__name__}")
+        except Exception as error:  # noqa: BLE001 - paho names no limit to what it raises
+            self._lose(f"paho failed: {error!r}")
 
     def _tend(self) -> None:
         """Let paho send its PINGs; give a broker up that acknowledges nothing any more."""

@@ -7,8 +7,10 @@ evaluated. Names come from the operator only: nothing that a peer sends is looke
 import ast
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 from common.errors import ConfigError, UsageError
@@ -26,9 +28,9 @@ def find(group: str, builtin: Mapping[str, object], name: str) -> object:
         return _load(name, installed[name].load)
     if ":" in name:
         return _load(name, lambda: _attribute(name))
-    kind = group.rpartition(".")[2].removesuffix("s")
     known = ", ".join(sorted({*builtin, *installed.names}))
-    raise UsageError(f"no {kind} {name!r}; there are: {known}; or package.module:attribute")
+    kind = group.rpartition(".")[2]
+    raise UsageError(f"no {name!r} among the {kind}; there are: {known}; or package.module:attribute")
 
 
 def parse(text: str) -> tuple[str, Options]:
@@ -45,7 +47,10 @@ def _options(text: str) -> Options:
     called = ast.parse(text, mode="eval").body
     if not isinstance(called, ast.Call) or not isinstance(called.func, ast.Name) or called.args:
         raise ValueError(text)
-    return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in called.keywords}
+    options = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in called.keywords}
+    if len(options) < len(called.keywords):
+        raise ValueError(text)
+    return options
 
 
 def call(name: str, function: Callable[..., T], /, *args: object, **options: object) -> T:
@@ -61,6 +66,9 @@ def call(name: str, function: Callable[..., T], /, *args: object, **options: obj
 
 def _attribute(name: str) -> object:
     module, _, path = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last: a file in the current directory hides nothing that is installed
     found: object = importlib.import_module(module)
     for part in path.split("."):
         found = getattr(found, part)

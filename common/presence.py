@@ -2,11 +2,11 @@
 
     away --online, or a heartbeat of the boot that was lost--> here --offline | lost | lease over--> away
 
-Every online is passed on as `Came`, also of one who is here: it says so after each break of its link, and what was
-sent to it before may be lost.
-Laws: 1. A will or farewell of another boot than the last online one changes nothing: a late will cannot kill a newer
-start. 2. A heartbeat overrides a `lost` of the same boot, never an `offline`. 3. Nobody is away before the lease is
-over, unless it or the broker says so.
+Every online is passed on as `Came`, also of one who is here: it says so after each break of its link, and
+what was sent to it before may be lost.
+Laws: 1. A will or farewell of another boot than the last online one changes nothing: a late will cannot kill
+a newer start. 2. A heartbeat overrides a `lost` of the same boot, never an `offline`. 3. Nobody is away
+before the lease is over, unless it or the broker says so.
 """
 
 from collections.abc import Iterator

@@ -57,6 +57,13 @@ class LinkBack:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """These receivers are about to ask, perhaps once more."""
+
+    receivers: frozenset[ClientId]
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """A receiver asks for all chunks but those it has."""
 
@@ -84,6 +91,10 @@ class Gone:
     """A receiver is away, or needs the blob no more."""
 
     receiver: ClientId
+
+
+ReceiverEvent = Offered | ChunkCame | LinkLost | LinkBack | Tick
+SenderEvent = Expected | Wanted | Sent | LinkLost | LinkBack | Finished | Gone | Tick
 
 
 # --- what is to be done ---------------------------------------------------------------------------
@@ -153,9 +164,7 @@ class Receiver:
         self._wait: Seconds = 0.0
         self._ask_at: Seconds | None = None
 
-    def handle(
-        self, event: Offered | ChunkCame | LinkLost | LinkBack | Tick, now: Seconds
-    ) -> tuple[Keep | Ask | Complete, ...]:
+    def handle(self, event: ReceiverEvent, now: Seconds) -> tuple[Keep | Ask | Complete, ...]:
         """Take an event in and say what is to be done."""
         match event:
             case Offered():
@@ -241,6 +250,7 @@ class Sender:
         self.manifest = manifest
         self.window = limits.WINDOW_CHUNKS_START
         self._expected = set(expected)  # who is sure to ask, and has not yet
+        self._knows_who = bool(self._expected)  # else there may always be one more who asks in a moment
         self._open: set[ClientId] = set()  # who asked and is not finished
         self._pending: dict[ClientId, frozenset[int]] = {}  # what each asked for, not yet queued
         self._serve_at: Seconds | None = None
@@ -251,16 +261,14 @@ class Sender:
         self._trip = 0  # chunks acknowledged since `_trip_start`
         self._trip_start: Seconds = 0.0
 
-    def handle(
-        self, event: Wanted | Sent | LinkLost | LinkBack | Finished | Gone | Tick, now: Seconds
-    ) -> tuple[SendChunk | GiveUp, ...]:
+    def handle(self, event: SenderEvent, now: Seconds) -> tuple[SendChunk | GiveUp, ...]:
         """Take an event in and say what is to be done."""
         return tuple(self._handle(event, now))
 
-    def _handle(
-        self, event: Wanted | Sent | LinkLost | LinkBack | Finished | Gone | Tick, now: Seconds
-    ) -> Iterator[SendChunk | GiveUp]:
+    def _handle(self, event: SenderEvent, now: Seconds) -> Iterator[SendChunk | GiveUp]:
         match event:
+            case Expected(receivers):
+                self._expect(receivers)
             case Wanted(receiver, have):
                 yield from self._want(receiver, have, now)
             case Sent(index, to):
@@ -273,7 +281,7 @@ class Sender:
                 self._close(receiver)
             case Tick():
                 pass
-        if self._serve_at is not None and (now >= self._serve_at or not self._awaited()):
+        if self._serve_at is not None and (now >= self._serve_at or self._all_asked()):
             self._serve()
         yield from self._pump(now)
 
@@ -281,8 +289,14 @@ class Sender:
         """Say when the wants gathered so far are to be served."""
         return self._serve_at
 
-    def _awaited(self) -> set[ClientId]:
-        return (self._expected | self._open) - self._pending.keys()
+    def _expect(self, receivers: frozenset[ClientId]) -> None:
+        self._expected |= receivers - self._open
+        self._knows_who = self._knows_who or bool(receivers)
+        for receiver in receivers:
+            self._spent.pop(receiver, None)
+
+    def _all_asked(self) -> bool:
+        return self._knows_who and (self._expected | self._open) <= self._pending.keys()
 
     def _want(self, receiver: ClientId, have: Ranges, now: Seconds) -> Iterator[GiveUp]:
         self._expected.discard(receiver)

@@ -40,10 +40,14 @@ Config = Annotated[Path | None, typer.Option("-c", "--config", help="TOML file t
 Federation = Annotated[str | None, typer.Option(help="Name of the federation.")]
 StateDir = Annotated[Path | None, typer.Option(help="Where this part keeps its state.")]
 KeysDir = Annotated[Path | None, typer.Option(help="Where keys and certificates are.")]
-Brokers = Annotated[str | None, typer.Option("--broker", help="HOST:PORT of the broker; several with commas.")]
+Brokers = Annotated[
+    str | None, typer.Option("--broker", help="HOST:PORT of the broker; several with commas.")
+]
 LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
 LogFile = Annotated[Path | None, typer.Option(help="File that log lines are added to.")]
-Dataset = Annotated[str | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10, synthetic, or MODULE:NAME.")]
+Dataset = Annotated[
+    str | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10, synthetic, or MODULE:NAME.")
+]
 DataDir = Annotated[Path | None, typer.Option(help="Where the data set's files are, or are downloaded to.")]
 DataOption = Annotated[
     list[str] | None, typer.Option("--data-option", help="NAME=VALUE for the data set; may be repeated.")
@@ -54,7 +58,9 @@ ModelOption = Annotated[
 ]
 NumClients = Annotated[int | None, typer.Option(help="Clients the data is dealt out to.")]
 Partition = Annotated[str | None, typer.Option(help="dirichlet, iid or shards.")]
-Alpha = Annotated[float | None, typer.Option(help="Concentration of the Dirichlet partition; small is unequal.")]
+Alpha = Annotated[
+    float | None, typer.Option(help="Concentration of the Dirichlet partition; small is unequal.")
+]
 MaxExamples = Annotated[int | None, typer.Option(help="Most examples that a client trains on.")]
 Seed = Annotated[int | None, typer.Option(help="What chance starts from.")]
 NumRounds = Annotated[int | None, typer.Option(help="Rounds in a run.")]
@@ -68,7 +74,9 @@ Codec = Annotated[str | None, typer.Option(help="How updates become bytes: none 
 CohortSize = Annotated[int | None, typer.Option(help="Clients asked in a round; all if not given.")]
 QuorumShare = Annotated[float | None, typer.Option(help="Share of the cohort that must report.")]
 Patience = Annotated[float | None, typer.Option(help="Deadline of a round, as a multiple of observed times.")]
-WaitFor = Annotated[int | None, typer.Option("--wait-for-clients", help="Clients to wait for before round 1.")]
+WaitFor = Annotated[
+    int | None, typer.Option("--wait-for-clients", help="Clients to wait for before round 1.")
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads for training; all cores if not given.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
@@ -191,7 +199,9 @@ def coordinator(
     data_option: DataOption = None,
     model_option: ModelOption = None,
     device: Device = None,
-    hold: Annotated[bool, typer.Option("--hold", help="Wait for `fedmq start`, and stay after a run.")] = False,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Wait for `fedmq start`, and stay after a run.")
+    ] = False,
     brokers: Brokers = None,
     state_dir: StateDir = None,
     keys_dir: KeysDir = None,
@@ -209,9 +219,17 @@ def coordinator(
         run__wait_for_clients=wait_for_clients,
     )
     _make_root(settings)
+    from common import parts
+    from common.identity import Role
+    from compose import screen
     from coordinator.assembly import serve
 
-    ended = _run(serve(settings, hold=hold, report=_reporter(as_json=as_json)))
+    shown = screen.choose(as_json=as_json)
+    shown.begin(settings, parts.state_dir(settings, Role.COORDINATOR, "coordinator"))
+    try:
+        ended = _run(serve(settings, hold=hold, report=shown.show))
+    finally:
+        shown.end()
     if ended is not None and not ended.completed:
         raise typer.Exit(130 if ended.why == "stopped" else 1)
 
@@ -263,7 +281,9 @@ def start(
     from common.messages import Start
 
     _command(
-        _load(config, **_part_flags(locals())), lambda it: Start(command=it, rounds=num_rounds), as_json=as_json
+        _load(config, **_part_flags(locals())),
+        lambda it, us: Start(command=it, certificate=us, rounds=num_rounds),
+        as_json=as_json,
     )
 
 
@@ -279,7 +299,11 @@ def stop(
     """Stop the run after the open round, or now."""
     from common.messages import Stop
 
-    _command(_load(config, **_part_flags(locals())), lambda it: Stop(command=it, now=now), as_json=as_json)
+    _command(
+        _load(config, **_part_flags(locals())),
+        lambda it, us: Stop(command=it, certificate=us, now=now),
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -375,7 +399,9 @@ def keys_issue(
     except FedmqError as error:
         _fail(error)
     stem = f"{wanted}-{name}"
-    print(f"copy {stem}.key, {stem}.pem and root.pem from {directory} to the keys directory of {name}'s machine")
+    print(
+        f"copy {stem}.key, {stem}.pem and root.pem from {directory} to the keys directory of {name}'s machine"
+    )
 
 
 def main() -> None:
@@ -441,13 +467,14 @@ def _pairs(texts: list[str] | None) -> dict[str, str] | None:
 
 def _load(path: Path | None, **flags: object) -> "Settings":
     from common import log
-    from common.settings import load
+    from common.settings import load, origins
 
     try:
         settings = load(path, **flags)
     except FedmqError as error:
         _fail(error)
-    log.setup(settings.log.level, settings.log.format, settings.log.file)
+    quiet = settings.log.file is None and origins(settings)["log.level"] == "default"
+    log.setup("warning" if quiet else settings.log.level, settings.log.format, settings.log.file)
     return settings
 
 
@@ -501,7 +528,7 @@ def _reporter(*, as_json: bool, verb: str = "") -> Callable[[dict[str, object]],
     return as_line if as_json else as_text
 
 
-def _command(settings: "Settings", make: "Callable[[str], Start | Stop]", *, as_json: bool) -> None:
+def _command(settings: "Settings", make: "Callable[[str, bytes], Start | Stop]", *, as_json: bool) -> None:
     from common.errors import AlreadyRunningError
     from compose import operate
 

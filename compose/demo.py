@@ -1,9 +1,10 @@
 """Everything on one machine, in processes of their own: broker, coordinator, clients; one table.
 
-Ctrl-C once ends the run after the open round, twice at once. No process is left behind, whatever happens: all of them
-hang on the leash that the demo holds (`compose.nursery`).
+Ctrl-C once ends the run after the open round, twice at once. No process is left behind, whatever happens: all
+of them hang on the leash that the demo holds (`compose.nursery`).
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -128,10 +129,8 @@ def _provision(settings: Settings, keys_dir: Path) -> None:
 def _put_down(process: subprocess.Popen[str]) -> None:
     """Let go of the leash and wait; parts that do not end by themselves end themselves by force."""
     assert process.stdin is not None
-    try:
+    with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
-    except BrokenPipeError:
-        pass
     try:
         process.wait(2 * nursery.GRACE_S + 5)
     except subprocess.TimeoutExpired:

@@ -4,8 +4,8 @@
                                  --fork--> coordinator, client-1, client-2, …
     demo <--events, one JSON object a line-- all of them
 
-Nothing here runs a thread, an event loop or a tensor operation before the last fork: what is forked must start clean.
-Standard input is the leash: when the demo is gone, however it went, every part of it ends.
+Nothing here runs a thread, an event loop or a tensor operation before the last fork: what is forked must
+start clean. Standard input is the leash: when the demo is gone, however it went, every part of it ends.
 """
 
 import asyncio
@@ -41,6 +41,23 @@ class Part:
         os.write(1, (json.dumps({**facts, "part": self.name}) + "\n").encode())
 
 
+def outcome(part: Part, work: Callable[[], int]) -> int:
+    """Run a process's work; what goes wrong becomes an event and an exit code."""
+    try:
+        return work()
+    except BaseException as error:  # noqa: BLE001 - the boundary of the process
+        cause = cause_of(error)
+        if isinstance(cause, FedmqError):
+            said, advice, code = str(cause), cause.advice, cause.exit_code
+        else:
+            log.logger(__name__).exception("part.failed")
+            said, advice, code = f"{type(cause).__name__}: {cause}", "", 1
+        part.report({"event": "failed", "error": said, "advice": advice, "code": code})
+        return code
+    finally:
+        sys.stderr.flush()
+
+
 @dataclass(slots=True)
 class Brood:
     """The forked parts that are alive."""
@@ -63,19 +80,7 @@ class Brood:
         signal.set_wakeup_fd(-1)
         log.setup(self.level, "console", self.logs / f"{part.name}.log")
         stopping.leash(0)
-        try:
-            return asyncio.run(main(part))
-        except BaseException as error:  # noqa: BLE001 - the boundary of the process
-            cause = cause_of(error)
-            if isinstance(cause, FedmqError):
-                said, advice, code = str(cause), cause.advice, cause.exit_code
-            else:
-                log.logger(__name__).exception("part.failed")
-                said, advice, code = f"{type(cause).__name__}: {cause}", "", 1
-            part.report({"event": "failed", "error": said, "advice": advice, "code": code})
-            return code
-        finally:
-            sys.stderr.flush()
+        return outcome(part, lambda: asyncio.run(main(part)))
 
     def reap(self) -> list[tuple[str, int]]:
         """Collect the parts that ended, with their exit codes."""
@@ -105,10 +110,11 @@ def main() -> int:
     settings = Settings(**order["settings"])
     state_dir = Path(order["state_dir"])
     (state_dir / "logs").mkdir(parents=True, exist_ok=True)
+    log.setup(settings.log.level, "console", state_dir / "logs" / "nursery.log")
     brood = Brood(state_dir / "logs", settings.log.level)
     wakeup = _wake_on_signals()
     try:
-        return _raise(brood, settings, state_dir, order["threads"], wakeup)
+        return outcome(Part("demo"), lambda: _raise(brood, settings, state_dir, order["threads"], wakeup))
     finally:
         brood.end(lambda name: name != "broker")
         brood.end(lambda _: True)
@@ -158,9 +164,10 @@ def _wake_on_signals() -> socket.socket:
 
 def _import_once(settings: Settings) -> None:
     """Import what all of them need, and read the data set's files once: forks share the pages."""
-    import coordinator.assembly  # noqa: F401
+    import torch
+    import torch._dynamo  # noqa: F401 - what every optimizer imports at its first use, for a second or more
+
     import edge_client.assembly  # noqa: F401
-    import torch  # noqa: F401
     from common import datasets, parts
 
     datasets.warm(parts.data_spec(settings))
@@ -171,7 +178,8 @@ def _broker(settings: Settings, state_dir: Path, told: int) -> Main:
         from broker.engine import BrokerPolicy, serve
 
         def ready(host: str, port: int) -> None:
-            part.report({"event": "broker.listening", "host": host, "port": port})
+            keys_dir = str(settings.keys_dir)
+            part.report({"event": "broker.listening", "host": host, "port": port, "keys_dir": keys_dir})
             os.write(told, f"{host}:{port}\n".encode())
             os.close(told)
 

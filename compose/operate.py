@@ -87,7 +87,7 @@ class Visit:
         while True:
             match await self.link.next():
                 case LinkDown(why, _):
-                    raise TransportError(f"no broker at {self.link.address}: {why}")
+                    raise TransportError(why)
                 case Arrived(topic, payload) as arrived:
                     admitted = self.ingress.admit(topic, payload)
                     if isinstance(admitted, Said | Refused):
@@ -108,14 +108,15 @@ async def visit(settings: Settings) -> AsyncIterator[Visit]:
         yield Visit(link, voice, Ingress(federation, TrustStore(us.root)))
 
 
-async def command(settings: Settings, make: Callable[[str], Start | Stop]) -> Answer:
+async def command(settings: Settings, make: Callable[[str, bytes], Start | Stop]) -> Answer:
     """Give the coordinator a command and wait for its answer.
 
     Raises: UnhealthyError where no coordinator is online, TimedOutError where it does not answer.
     """
-    wanted = make(secrets.token_hex(8))
+    name = secrets.token_hex(8)
     try:
         async with visit(settings) as here, asyncio.timeout(ANSWER_S):
+            wanted = make(name, here.voice.identity.certificate_der)
             await here.link.subscribe(
                 here.topics.coordinator(Kind.COORDINATOR_METRICS),
                 here.topics.coordinator(Kind.COORDINATOR_STATUS),
@@ -126,12 +127,14 @@ async def command(settings: Settings, make: Callable[[str], Start | Stop]) -> An
                         if state is not Presence.ONLINE:
                             raise UnhealthyError(f"the coordinator is {state}")
                         await here.voice.tell(here.link, here.topics.control, wanted)
-                    case Said(_, _, Answer() as answer) if answer.command == wanted.command:
+                    case Said(_, _, Answer() as answer) if answer.command == name:
                         return answer
                     case _:
                         pass
     except TimeoutError:
-        raise TimedOutError(f"no coordinator of {settings.federation} answered within {ANSWER_S:g} s") from None
+        raise TimedOutError(
+            f"no coordinator of {settings.federation} answered within {ANSWER_S:g} s"
+        ) from None
     raise AssertionError("a bus does not end")
 
 

@@ -46,7 +46,7 @@ class JsonLines:
     """One object a line on standard output, and nothing else."""
 
     def begin(self, settings: Settings, state_dir: Path) -> None:
-        self.show({"event": "demo.started", "state_dir": str(state_dir), "clients": settings.data.num_clients})
+        self.show({"event": "started", "state_dir": str(state_dir), "clients": settings.data.num_clients})
 
     def show(self, event: Event) -> None:
         print(json.dumps(event), flush=True)
@@ -74,7 +74,9 @@ class PlainLines:
     def show(self, event: Event) -> None:
         match event["event"]:
             case "broker.listening":
-                self.say(f"broker: {event['host']}:{event['port']}; {_observe(event)}")
+                self.say(f"broker: {event['host']}:{event['port']}")
+                for line in _observe(event):
+                    self.say(line)
             case "round.finished":
                 self._rounds.append(event)
                 self.say("  ".join(f"{name} {value}" for name, value in _cells(event).items()))
@@ -117,7 +119,7 @@ class LiveTable:
     def show(self, event: Event) -> None:
         match event["event"]:
             case "broker.listening":
-                self._notes.append(_observe(event))
+                self._notes.extend(_observe(event))
             case "round.started":
                 self._now = f"round {event['round']}: {event['clients']} clients are training"
             case "run.gathering":
@@ -192,7 +194,7 @@ def _note(event: Event) -> str | None:
         case "round.abandoned":
             return f"round {event['round']} came to nothing: {event['outcome']}"
         case "broker.unreachable":
-            return f"{event['part']} lost the broker: {event['why']}; it tries again"
+            return f"{event.get('part', 'here')}: no broker: {event['why']}; trying again"
         case _:
             return None
 
@@ -216,8 +218,12 @@ def _closing(event: Event, rounds: list[Event]) -> list[str]:
     ]
 
 
-def _observe(event: Event) -> str:
-    return f"watch the topics: mosquitto_sub -h {event['host']} -p {event['port']} -v -t 'fedmq/#'"
+def _observe(event: Event) -> list[str]:
+    host, port = event["host"], event["port"]
+    look = [f"look at the topics: mosquitto_sub -h {host} -p {port} -v -t 'fedmq/#'"]
+    if "keys_dir" in event:
+        look.append(f"ask or stop it: fedmq status --broker {host}:{port} --keys-dir {event['keys_dir']}")
+    return look
 
 
 def _complain(event: Event, state_dir: Path, to: TextIO) -> None:

@@ -28,7 +28,7 @@ async def serve(settings: Settings, *, hold: bool, report: Report) -> EndRun | N
     with files.held(parts.state_dir(settings, Role.COORDINATOR, COORDINATOR)):
         coordinator = assembled(settings, hold=hold, report=report)
         stopping.on_signals(
-            gently=lambda: coordinator.stop(now=False), at_once=lambda: coordinator.stop(now=True)
+            gently=lambda: coordinator.leave(now=False), at_once=lambda: coordinator.leave(now=True)
         )
         return await coordinator.serve()
 

@@ -2,8 +2,8 @@
 
     <state>/runs/<run-id>/config.json  metrics.jsonl  checkpoints/round-00003.safetensors  model.safetensors
 
-`model.safetensors` is the model of the last committed round, at any moment. Models are raw tensors: nothing in them
-can run.
+`model.safetensors` is the model of the last committed round, at any moment. Models are raw tensors: nothing
+in them can run.
 """
 
 import json

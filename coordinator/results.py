@@ -30,7 +30,9 @@ class Traffic:
         return Traffic(self.bytes_in - before.bytes_in, self.bytes_out - before.bytes_out)
 
 
-def summary(run: RunId, closed: CloseRound, scores: Scores | None, traffic: Traffic, seconds: float) -> Summary:
+def summary(
+    run: RunId, closed: CloseRound, scores: Scores | None, traffic: Traffic, seconds: float
+) -> Summary:
     """Sum a round up. Means over clients are weighted by the examples they were computed on."""
     updates = closed.updates
     return Summary(

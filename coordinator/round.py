@@ -3,10 +3,11 @@
     REPORTING --all have answered, or the deadline with a quorum--> MERGING --merged--> COMMITTED
         \\------------- no quorum, or stopped -------------> ABANDONED <--- no model came of it --/
 
-Source: Bonawitz et al. 2019, §2.2 (arXiv:1902.01046); there is no selection phase: presence says who is here, and the
-task is the invitation.
-Laws: 1. Every offered update gets a fetch or a verdict, in every phase. 2. The same update twice gets the same answer
-and counts once; another update of the same client is an equivocation, and the first one wins. 3. What was taken stays.
+Source: Bonawitz et al. 2019, §2.2 (arXiv:1902.01046); there is no selection phase: presence says who is here,
+and the task is the invitation.
+Laws: 1. Every offered update gets a fetch or a verdict, in every phase. 2. The same update twice gets the
+same answer and counts once; another update of the same client is an equivocation, and the first one wins. 3.
+What was taken stays.
 4. The merge sees the updates in sorted order of their clients: floating-point order is part of the result.
 """
 
@@ -87,7 +88,16 @@ class Halted:
 
 
 RoundEvent = (
-    Begun | Offered | Received | ClientDeclined | ClientLeft | ClientCame | Merged | MergeFailed | Halted | Tick
+    Begun
+    | Offered
+    | Received
+    | ClientDeclined
+    | ClientLeft
+    | ClientCame
+    | Merged
+    | MergeFailed
+    | Halted
+    | Tick
 )
 
 # --- effects --------------------------------------------------------------------------------------
@@ -297,7 +307,9 @@ class RoundMachine:
         if len(self.taken()) >= self.policy.quorum:
             yield from self._merge()
         else:
-            yield from self._abandon(f"{len(self.taken())} of the {self.policy.quorum} updates needed came in time")
+            yield from self._abandon(
+                f"{len(self.taken())} of the {self.policy.quorum} updates needed came in time"
+            )
 
     def _halt(self, event: Halted, now: Seconds) -> Effects:
         yield from self._abandon("stopped")
@@ -317,7 +329,9 @@ class RoundMachine:
         if len(self.taken()) >= self.policy.quorum:
             yield from self._merge()
         elif Standing.AWAY not in standings:
-            yield from self._abandon(f"{len(self.taken())} of the {self.policy.quorum} updates needed were taken")
+            yield from self._abandon(
+                f"{len(self.taken())} of the {self.policy.quorum} updates needed were taken"
+            )
 
     def _merge(self) -> Effects:
         self._move(Phase.MERGING)

@@ -4,10 +4,11 @@
                         ^                           |  \\--abandoned--+             |
                         +---------------------------+----------------+-------------+
 
-The machine of the open round lives in here and gets its events through here, so that one driver and one clock move
-both. Everything the round decides comes out as it is; `Close` becomes an evaluation or another try.
-Laws: 1. A round's number is never used twice. 2. A deadline is patience x the slowest answer that was observed, never
-below a floor; before anything was observed, a fixed one. 3. `ABANDONED_MAX` abandoned rounds in a row end the run.
+The machine of the open round lives in here and gets its events through here, so that one driver and one clock
+move both. Everything the round decides comes out as it is; `Close` becomes an evaluation or another try.
+Laws: 1. A round's number is never used twice. 2. A deadline is patience x the slowest answer that was
+observed, never below a floor; before anything was observed, a fixed one. 3. `ABANDONED_MAX` abandoned rounds
+in a row end the run.
 """
 
 from collections.abc import Iterator
@@ -275,7 +276,9 @@ class RunMachine:
         elif self.stopping:
             yield from self._end("stopped")
         elif self.abandoned_in_a_row >= ABANDONED_MAX:
-            yield from self._end(f"{ABANDONED_MAX} rounds in a row came to nothing; the last: {self.last_why}")
+            yield from self._end(
+                f"{ABANDONED_MAX} rounds in a row came to nothing; the last: {self.last_why}"
+            )
         else:
             yield from self._open_or_gather(now)
 

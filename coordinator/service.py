@@ -1,6 +1,6 @@
 """The coordinator's shell: bus <-> machines. Everything here waits, nothing decides.
 
-    bus -> ingress -> attendance -> run machine -> effects -> work in threads -> events -> run machine
+bus -> ingress -> attendance -> run machine -> effects -> work in threads -> events -> run machine
 """
 
 import asyncio
@@ -124,6 +124,8 @@ class Coordinator:
         self._run = RunId("none")
         self._folder: RunFolder | None = None
         self._served: Digest | None = None
+        self._is_down = False
+        self._leaving = False
         self._bytes_in = 0
         self._run_began, self._run_traffic = 0.0, Traffic()
         self._round_began, self._round_traffic = 0.0, Traffic()
@@ -134,7 +136,7 @@ class Coordinator:
         self._tasks = asyncio.TaskGroup()
 
     async def serve(self) -> EndRun | None:
-        """Run until the run is over (on hold: until `close`); returns how the last run ended."""
+        """Run until the run is over (on hold: until `leave`); returns how the last run ended."""
         kinds = (Kind.INFO, Kind.STATUS, Kind.HEARTBEAT, Kind.REPLY)
         filters = [self.topics.client("+", kind) for kind in kinds]
         await self.link.subscribe(*filters, self.topics.all_up(), self.topics.control)
@@ -154,16 +156,17 @@ class Coordinator:
                 keeper.cancel()
         return self.outcome
 
-    def stop(self, *, now: bool) -> None:
-        """End the run, after the open round or at once; without a run, end the service."""
-        if self.machine.phase in {Phase.IDLE, Phase.OVER}:
-            self.close()
+    def leave(self, *, now: bool) -> None:
+        """End the service: after the open round, or at once."""
+        self._leaving = True
+        if self._is_idle:
+            self._over.set()
         else:
             self._run_inbox.put_nowait(StopAsked(now))
 
-    def close(self) -> None:
-        """End the service."""
-        self._over.set()
+    @property
+    def _is_idle(self) -> bool:
+        return self.machine.phase in {Phase.IDLE, Phase.OVER}
 
     # --- what comes in ----------------------------------------------------------------------------
 
@@ -172,12 +175,15 @@ class Coordinator:
             match await self.link.next():
                 case LinkUp():
                     self.courier.link_up()
+                    self._is_down = False
                     self._spawn(self._announce())
                 case LinkDown(why, next_try_s):
                     self.courier.link_down()
-                    facts = log.facts(why=why, next_try_s=round(next_try_s, 1))
-                    logger.warning("broker.unreachable", extra=facts)
-                    self._report({"event": "broker.unreachable", "why": why})
+                    if not self._is_down:  # say so once; it goes on trying by itself
+                        facts = {"why": why, "next_try_s": round(next_try_s, 1)}
+                        logger.warning("broker.unreachable", extra=log.facts(**facts))
+                        self._report({"event": "broker.unreachable", **facts})
+                    self._is_down = True
                 case Arrived(topic, payload):
                     self._bytes_in += len(payload)
                     self._let_in(topic, payload)
@@ -246,17 +252,16 @@ class Coordinator:
             self._run_inbox.put_nowait(ClientDeclined(client, message.reason))
 
     async def _obey(self, command: Start | Stop) -> None:
-        idle = self.machine.phase in {Phase.IDLE, Phase.OVER}
         refused = ""
         match command:
-            case Start(rounds=rounds) if idle:
+            case Start(rounds=rounds) if self._is_idle:
                 await self._start(rounds or self.policy.rounds)
             case Start():
                 refused = f"a run is going on already: {self._run}"
-            case Stop() if idle:
+            case Stop() if self._is_idle:
                 refused = "no run is going on"
             case Stop(now=now):
-                self.stop(now=now)
+                self._run_inbox.put_nowait(StopAsked(now))
         await self.notices.answer(Answer(command=command.command, refused=refused, run=self._run))
 
     # --- what is to be done -----------------------------------------------------------------------
@@ -267,6 +272,7 @@ class Coordinator:
                 if client not in self.clients.here:
                     self._log("client.online", client=client)
                 self.clients.here.add(client)
+                self._spawn(self._show_round())
                 if self.clients.may_take_part(client):
                     self._run_inbox.put_nowait(ClientCame(client))
             case Left(client, why):
@@ -274,6 +280,7 @@ class Coordinator:
                 self.courier.gone(client)
                 self._log("client.offline", client=client, why=why)
                 self._run_inbox.put_nowait(ClientLeft(client))
+                self._spawn(self._show_round())
 
     def _perform(self, effect: RunEffect) -> None:
         match effect:
@@ -413,8 +420,8 @@ class Coordinator:
         await self._show_round()
         logger.info("run.finished", extra=log.facts(rounds=ended.rounds, why=ended.why))
         self._report(facts)
-        if not self.policy.hold:
-            self.close()
+        if self._leaving or not self.policy.hold:
+            self._over.set()
 
     # --- what is said -----------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@
     step(model, delta, memory) -> the next model, and what the strategy remembers
 
 A strategy is a value of three functions. Memory goes in and comes out, so it can be written to a checkpoint,
-and one strategy serves many runs. One of your own is such a value, or a function (**options) that returns one.
+and one strategy serves many runs. One of your own is such a value, or a function (**options) returning one.
 Shapes: model, delta and each part of the memory float32[d].
 """
 

@@ -94,6 +94,7 @@ class Client:
         self._over = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
         self._beats = 0
+        self._is_down = False
         self._problem: FedmqError | None = None
 
     async def serve(self) -> None:
@@ -130,13 +131,16 @@ class Client:
                 case LinkUp():
                     self._log("broker.connected")
                     self.courier.link_up()
+                    self._is_down = False
                     self._spawn(self._announce())
                     self._inbox.put_nowait(LinkBack())
                 case LinkDown(why, next_try_s):
                     self.courier.link_down()
-                    logger.warning(
-                        "broker.unreachable", extra=log.facts(why=why, next_try_s=round(next_try_s, 1))
-                    )
+                    if not self._is_down:  # say so once; it goes on trying by itself
+                        facts = {"why": why, "next_try_s": round(next_try_s, 1)}
+                        logger.warning("broker.unreachable", extra=log.facts(**facts))
+                        self.report({"event": "broker.unreachable", **facts})
+                    self._is_down = True
                 case Arrived(topic, payload):
                     self._let_in(topic, payload)
 
@@ -197,7 +201,7 @@ class Client:
 
     def _perform(self, effect: SessionEffect) -> None:
         match effect:
-            case Fetch(base):
+            case Fetch():
                 self._spawn(self._fetch(effect))
             case Train(task):
                 self._spawn(self._train(task))

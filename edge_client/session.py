@@ -3,9 +3,9 @@
     IDLE --asked--> FETCHING --fetched--> TRAINING --trained--> REPORTING --judged--> IDLE
                         \\--cannot be had--/   \\--failed (declined)--------------------^
 
-Laws: 1. The same task twice changes nothing, but that a finished update is offered again. 2. A newer task replaces the
-one at hand; a training that runs is let end, and its result dropped. 3. An update is offered until a verdict comes:
-at once after each break of the link, otherwise with doubling waits.
+Laws: 1. The same task twice changes nothing, but that a finished update is offered again. 2. A newer task
+replaces the one at hand; a training that runs is let end, and its result dropped. 3. An update is offered
+until a verdict comes: at once after each break of the link, otherwise with doubling waits.
 """
 
 from collections.abc import Iterator
@@ -80,9 +80,7 @@ class LinkBack:
     """The link stands again."""
 
 
-SessionEvent = (
-    Asked | Released | Fetched | Unfetchable | Trained | Untrained | Judged | LinkBack | Tick
-)
+SessionEvent = Asked | Released | Fetched | Unfetchable | Trained | Untrained | Judged | LinkBack | Tick
 
 # --- effects --------------------------------------------------------------------------------------
 
@@ -161,7 +159,9 @@ class Session:
         """Say when the update is to be offered again."""
         return self._offer_at
 
-    def _handle(self, event: SessionEvent, now: Seconds) -> Effects:
+    def _handle(  # noqa: C901, PLR0912 - one branch an event
+        self, event: SessionEvent, now: Seconds
+    ) -> Effects:
         match event:
             case Asked(task):
                 yield from self._asked(task, now)

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from common import chunks, codec, envelope, keys, lines
 from common import messages as m
 from common.identity import Identity, Peer, Role
 from common.ids import Boot, ClientId, Digest, FederationId, RunId
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 GOLDEN = json.loads(Path(__file__).with_name("v1.json").read_text(encoding="utf-8"))
 RUN, BOOT = RunId("run-1"), Boot("0123456789abcdef")
 D1, D2, D3 = ("1" * 64, "2" * 64, "3" * 64)
-MANIFEST = m.Manifest(digest=D1, size=245_761, chunk=245_760, hashes=bytes(range(32)), codec="fp16", schema=D2)
+MANIFEST = m.Manifest(
+    digest=D1, size=245_761, chunk=245_760, hashes=bytes(range(32)), codec="fp16", schema=D2
+)
 
 ENVELOPED = {
     "task": m.Task(
@@ -42,7 +45,7 @@ ENVELOPED = {
     "want": m.Want(digest=D1, have=[(0, 99), (103, 103)]),
     "done": m.Done(digest=D1),
     "unavailable": m.Unavailable(digest=D1, reason=m.Reason.TOO_LATE),
-    "start": m.Start(command="c0ffee", rounds=10),
+    "start": m.Start(command="c0ffee", certificate=b"\x30\x00", rounds=10),
     "stop": m.Stop(command="c0ffee", now=True),
 }
 LINES = {
@@ -68,9 +71,7 @@ LINES = {
     "config": m.ConfigLine(settings={"run.num_rounds": 10, "data.alpha": 0.5, "data.data_dir": None}),
 }
 TOPIC = "fedmq/lab/client/client-1/reply"
-HEADER = envelope.Header(
-    federation="lab", sender="client-1", boot=BOOT, sequence=5, version="0.1.0"
-)
+HEADER = envelope.Header(federation="lab", sender="client-1", boot=BOOT, sequence=5, version="0.1.0")
 
 
 def ed25519() -> Identity:

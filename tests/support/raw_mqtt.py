@@ -83,7 +83,7 @@ class Message:
 class Raw:
     """One connection. Whoever runs the broker closes those that tests left open: `close_all`."""
 
-    wait_s: ClassVar[float] = within(2.0)
+    wait_s: ClassVar[float] = 2.0
     _opened: ClassVar[list["Raw"]] = []
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -103,7 +103,7 @@ class Raw:
         sock = socket.socket()
         if receive_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        sock.setblocking(False)  # noqa: FBT003 - the standard library's own
+        sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
         limit = 2**16 if receive_bytes is None else receive_bytes
         return cls(*await asyncio.open_connection(sock=sock, limit=limit))
@@ -137,7 +137,7 @@ class Raw:
         """Receive one packet: first byte and body."""
         within_s = self.wait_s if within_s is None else within_s
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(within(within_s)):
                 return await self._packet()
         except TimeoutError:
             raise AssertionError(f"nothing came within {within_s} s") from None
@@ -193,7 +193,7 @@ class Raw:
     async def ends(self, within_s: float | None = None) -> bool:
         """Tell whether the broker closes the connection within so long, whatever comes before."""
         try:
-            async with asyncio.timeout(self.wait_s if within_s is None else within_s):
+            async with asyncio.timeout(within(self.wait_s if within_s is None else within_s)):
                 while await self.reader.read(2**16):
                     pass
         except TimeoutError:

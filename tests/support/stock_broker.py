@@ -9,7 +9,6 @@ from pathlib import Path
 
 from amqtt.broker import Broker
 
-from support.patience import within
 from support.raw_mqtt import Raw
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +24,7 @@ async def stock_process() -> AsyncIterator[tuple[int, int]]:
         stderr=asyncio.subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
     )
-    patience_s, Raw.wait_s = Raw.wait_s, within(0.7)  # what does not come from it never comes
+    patience_s, Raw.wait_s = Raw.wait_s, 0.7  # what does not come from it never comes
     try:
         assert process.stdout is not None
         port, ws_port = (await process.stdout.readline()).split()

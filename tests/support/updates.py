@@ -14,7 +14,9 @@ def manifest(word: str, size: int = 8) -> Manifest:
     )
 
 
-def update(client: str, word: str = "", *, number: int = 1, base: Digest = BASE, examples: int = 10) -> Update:
+def update(
+    client: str, word: str = "", *, number: int = 1, base: Digest = BASE, examples: int = 10
+) -> Update:
     return Update(
         run=RUN,
         round=number,

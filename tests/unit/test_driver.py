@@ -5,6 +5,7 @@ from contextlib import suppress
 
 from common.driver import drive
 from common.machine import Tick
+from support.polling import eventually
 
 
 class Alarm:
@@ -28,8 +29,7 @@ def run_until(machine, done, inbox, perform, clock):
     async def main():
         task = asyncio.create_task(drive(machine, inbox, perform, clock))
         async with asyncio.timeout(5):
-            while not done():
-                await asyncio.sleep(0)
+            await eventually(done)
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

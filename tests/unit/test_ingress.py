@@ -5,6 +5,9 @@ import json
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from common import codec, envelope, lines
 from common.identity import Role
 from common.ids import Boot, ClientId, FederationId
@@ -12,8 +15,6 @@ from common.ingress import REPLAY_WINDOW, Frame, Refused, Said
 from common.limits import ENVELOPE_BYTES_MAX, LINE_BYTES_MAX
 from common.messages import Done, Heartbeat, Info, Metrics, Presence, Reason, Start, Status
 from common.topics import Kind, Topics
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from support import federation
 from support.federation import ingress, member
 
@@ -52,7 +53,9 @@ def door(keys, alice, bob, operator):
     return ingress(keys, alice, bob, operator)
 
 
-def sealed(who, topic=REPLY, message=DONE, sequence=1, *, boot=BOOT, sender=None, of=federation.NAME, kind=None):
+def sealed(
+    who, topic=REPLY, message=DONE, sequence=1, *, boot=BOOT, sender=None, of=federation.NAME, kind=None
+):
     head = envelope.Header(federation=of, sender=sender or who.name, boot=boot, sequence=sequence)
     tag = kind or message.__struct_config__.tag
     return envelope.seal(who, topic, tag, head, codec.encode(message))
@@ -117,7 +120,9 @@ def test_nobody_introduces_another(keys, alice, bob):
     assert reason(door.admit(STATUS, lines.seal(alice, STATUS, status(bob)))) is Reason.UNKNOWN_KEY
 
 
-@pytest.mark.parametrize("topic", ["fedmq/lab/client/a/nonsense", "fedmq/other/client/a/reply", "x", "$SYS/a"])
+@pytest.mark.parametrize(
+    "topic", ["fedmq/lab/client/a/nonsense", "fedmq/other/client/a/reply", "x", "$SYS/a"]
+)
 def test_other_topics_are_refused_first(door, alice, topic):
     assert reason(door.admit(topic, sealed(alice, topic))) is Reason.UNKNOWN_TOPIC
 
@@ -152,6 +157,16 @@ def test_a_client_gives_no_commands_and_an_operator_no_updates(door, alice, oper
     assert reason(door.admit(TOPICS.control, sealed(alice, TOPICS.control, start))) is Reason.NOT_ALLOWED
     assert isinstance(door.admit(TOPICS.control, sealed(operator, TOPICS.control, start)), Said)
     assert reason(door.admit(REPLY, sealed(operator))) is Reason.NOT_ALLOWED
+
+
+def test_an_operator_introduces_itself_in_its_command(keys, operator, alice):
+    start = Start(command="c1", certificate=operator.certificate_der)
+    door = ingress(keys)
+    assert isinstance(door.admit(TOPICS.control, sealed(operator, TOPICS.control, start)), Said)
+    stolen = sealed(alice, TOPICS.control, start)
+    assert reason(ingress(keys).admit(TOPICS.control, stolen)) is Reason.UNKNOWN_KEY
+    own = Start(command="c1", certificate=alice.certificate_der)
+    assert reason(ingress(keys).admit(TOPICS.control, sealed(alice, TOPICS.control, own))) is Reason.NOT_ALLOWED
 
 
 def test_a_client_is_not_the_coordinator(door, alice):
@@ -224,7 +239,9 @@ def test_no_flipped_byte_of_a_message_gets_through(door, alice, at, flip):
         spoilt = bytearray(data)
         spoilt[at % len(data)] ^= flip
         admitted = door.admit(topic, bytes(spoilt))
-        if isinstance(admitted, Said):  # base64 has spare bits at its end: the same signature, spelled otherwise
+        if isinstance(
+            admitted, Said
+        ):  # base64 has spare bits at its end: the same signature, spelled otherwise
             assert admitted.message == status(alice)
 
 
@@ -254,7 +271,5 @@ def test_the_envelope_is_msgpack(alice):
 
 def test_an_info_introduces_too(keys, alice):
     door, topic = ingress(keys), TOPICS.client(ClientId("a"), Kind.INFO)
-    info = Info(
-        boot=BOOT, version="1", certificate=status(alice).certificate, examples=1, schema="a" * 64
-    )
+    info = Info(boot=BOOT, version="1", certificate=status(alice).certificate, examples=1, schema="a" * 64)
     assert isinstance(door.admit(topic, lines.seal(alice, topic, info)), Said)

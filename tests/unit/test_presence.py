@@ -1,11 +1,12 @@
 """Stories and one property of presence."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from common.ids import Boot, ClientId
 from common.machine import Tick
 from common.messages import Presence
 from common.presence import LEASE_S, Attendance, Beat, Came, Declared, Left
-from hypothesis import given
-from hypothesis import strategies as st
 
 A = ClientId("a")
 OLD, NEW = Boot("01" * 8), Boot("02" * 8)

@@ -1,6 +1,9 @@
 """Stories and properties of one round."""
 
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from common.ids import ClientId, Digest, sha256
 from common.machine import Tick
 from common.messages import Reason
@@ -25,8 +28,6 @@ from coordinator.round import (
     RoundPolicy,
     Standing,
 )
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support.updates import BASE, update
 
 A, B, C = (ClientId(name) for name in "abc")
@@ -148,7 +149,9 @@ def test_a_client_that_comes_back_while_its_update_is_fetched_is_asked_again_and
     reporting.handle(Offered(update("a")), 6)
     reporting.handle(ClientLeft(A), 7)
     assert reporting.handle(ClientCame(A), 8) == (Assign(A),)
-    assert reporting.handle(Offered(update("a", "trained again")), 9) == (Fetch(update("a", "trained again")),)
+    assert reporting.handle(Offered(update("a", "trained again")), 9) == (
+        Fetch(update("a", "trained again")),
+    )
 
 
 def test_a_client_whose_update_was_taken_is_not_asked_again(reporting):

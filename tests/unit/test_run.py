@@ -1,6 +1,9 @@
 """Stories of a run: rounds in order, deadlines, stop rules."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from common.ids import ClientId, Digest, sha256
 from common.machine import Tick
 from common.messages import Reason
@@ -29,8 +32,6 @@ from coordinator.run import (
     StopAsked,
     progress,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 from support.updates import BASE, update
 
 A, B = ClientId("a"), ClientId("b")

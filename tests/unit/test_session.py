@@ -1,6 +1,7 @@
 """Stories of a client's task."""
 
 import pytest
+
 from common.machine import Tick
 from common.messages import Reason, Verdict
 from edge_client.session import (

@@ -1,0 +1,79 @@
+"""What someone else might bring: models, data sets and strategies, found as `support.labs:name`."""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+from common.datasets import ClientData
+from coordinator.aggregators import Mean
+from coordinator.strategies import Strategy, by_examples
+
+NUMBER = 7
+
+
+def normed(input_shape: tuple[int, ...], num_classes: int, width: int = 4) -> nn.Module:
+    """A net with buffers, a counter among them, and with dropout."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(int(np.prod(input_shape)), width),
+        nn.BatchNorm1d(width),
+        nn.Dropout(0.5),
+        nn.Linear(width, num_classes),
+    )
+
+
+def not_a_module(input_shape: tuple[int, ...], num_classes: int) -> int:
+    return num_classes
+
+
+def counters(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """A net in which nothing is a floating-point number."""
+    module = nn.Module()
+    module.register_buffer("count", torch.zeros(3, dtype=torch.int64))
+    return module
+
+
+class Pairs(Dataset):  # type: ignore[type-arg]  # of pairs, like any other
+    """A data set that is not made of tensors."""
+
+    def __init__(self, tensors: TensorDataset) -> None:
+        self._tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        x, y = self._tensors[index]
+        return x, int(y)
+
+
+def ward(client_id: str, num_clients: int, patients: int = 6) -> ClientData:
+    """A client's own data; who asks is in it."""
+    x = torch.full((patients, 2), float(num_clients))
+    y = torch.arange(patients) % 3
+    return ClientData(TensorDataset(x, y + (client_id == "ward-9")), None)
+
+
+def told(client_id: str, num_clients: int, patients: int = 6) -> ClientData:
+    return ward(client_id, num_clients, patients)
+
+
+def _told_test(patients: int = 6) -> TensorDataset:
+    return TensorDataset(torch.zeros(patients, 2), torch.zeros(patients, dtype=torch.int64))
+
+
+told.input_shape = (2,)  # type: ignore[attr-defined]  # as a plug-in does it
+told.num_classes = 5  # type: ignore[attr-defined]  # likewise
+told.test = _told_test  # type: ignore[attr-defined]  # likewise
+
+
+def not_data(client_id: str, num_clients: int) -> int:
+    return num_clients
+
+
+HALVING = Strategy(by_examples, Mean, lambda model, delta, memory: (model + delta / 2, (*memory, delta)))
+
+
+def scaled(by: float = 2.0) -> Strategy:
+    return Strategy(lambda _: 1.0, Mean, lambda model, delta, memory: (model + by * delta, memory))

@@ -1,0 +1,201 @@
+"""Local training, against the same mathematics written down a second time in float64."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from common import models
+from common.datasets import ClientData
+from common.errors import ConfigError
+from common.evaluation import evaluate
+from common.messages import Plan
+from common.tensors import Vector
+from edge_client.trainer import DivergedError, TorchTrainer, Trainer
+from support.labs import Pairs
+from support.trainers import NoopTrainer
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((12, 5))
+Y = RNG.integers(0, 3, 12)
+DATA = TensorDataset(torch.from_numpy(X.astype(np.float32)), torch.from_numpy(Y))
+BASE: Vector = RNG.standard_normal(18).astype(np.float32)
+WHOLE = len(X)
+
+
+def trainer(model: str = "linear", data: object = DATA, test: object = None, **options: object) -> Trainer:
+    return TorchTrainer(models.build(model, (5,), 3), ClientData(data, test), "cpu", **options)
+
+
+def loss_at(flat: np.ndarray) -> float:
+    """Compute the mean cross-entropy of softmax regression: weight [3, 5], then bias [3]."""
+    logits = X @ flat[:15].reshape(3, 5).T + flat[15:]
+    return float(np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(WHOLE), Y]))
+
+
+def gradient_at(flat: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    """Differentiate by central differences."""
+    steps = step * np.eye(flat.size)
+    return np.array([(loss_at(flat + one) - loss_at(flat - one)) / (2 * step) for one in steps])
+
+
+def sgd(flat: np.ndarray, epochs: int, lr: float, momentum: float, decay: float) -> np.ndarray:
+    """Take one step an epoch, on all examples: v <- mv + (g + decay w); w <- w - lr v."""
+    velocity = np.zeros_like(flat)
+    for _ in range(epochs):
+        velocity = momentum * velocity + gradient_at(flat) + decay * flat
+        flat = flat - lr * velocity
+    return flat
+
+
+@pytest.mark.parametrize(
+    ("epochs", "momentum", "decay"),
+    [(1, 0.0, 0.0), (1, 0.9, 0.0), (4, 0.0, 0.0), (4, 0.9, 0.0), (3, 0.5, 0.1)],
+)
+def test_sgd_moves_as_the_mathematics_says(epochs, momentum, decay):
+    plan = Plan(epochs=epochs, batch_size=WHOLE, lr=0.3, momentum=momentum, weight_decay=decay)
+    trained = trainer().train(BASE, plan)
+    expected = sgd(BASE.astype(np.float64), epochs, 0.3, momentum, decay) - BASE
+    assert trained.delta == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert trained.delta.dtype == np.float32
+    assert {-1.0, 1.0} <= set(np.sign(expected))  # both signs are put to the test
+    assert (trained.steps, trained.examples) == (epochs, WHOLE)
+
+
+def test_the_first_step_of_adam_is_the_sign_of_the_gradient():
+    trained = trainer().train(BASE, Plan(batch_size=WHOLE, lr=0.01, optimizer="adam"))
+    assert trained.delta == pytest.approx(-0.01 * np.sign(gradient_at(BASE.astype(np.float64))), rel=1e-3)
+
+
+def test_the_loss_is_the_mean_over_the_last_epochs_examples():
+    still = Plan(epochs=2, batch_size=5, lr=1e-30, momentum=0)  # too little to move a float32
+    trained = trainer().train(BASE, still)
+    assert trained.loss == pytest.approx(loss_at(BASE.astype(np.float64)), rel=1e-5)
+    assert trained.steps == 2 * 3
+    assert not trained.delta.any()
+
+
+@pytest.mark.parametrize("model", ["linear", "support.labs:normed"])
+def test_the_same_plan_gives_the_same_bytes_and_another_seed_does_not(model):
+    base = models.get_flat(models.build(model, (5,), 3, seed=3))
+    both = trainer(model)
+    first, other, again = (
+        both.train(base, Plan(batch_size=4, seed=seed)).delta.tobytes() for seed in (1, 2, 1)
+    )
+    assert first == again == trainer(model).train(base, Plan(batch_size=4, seed=1)).delta.tobytes()
+    assert first != other
+
+
+def test_nobody_elses_random_numbers_are_disturbed_and_the_base_stays():
+    base = models.get_flat(models.build("support.labs:normed", (5,), 3))
+    kept, state = base.copy(), torch.get_rng_state()
+    trainer("support.labs:normed").train(base, Plan(batch_size=4))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert base.tobytes() == kept.tobytes()
+
+
+def test_a_module_that_comes_in_evaluation_mode_is_trained_like_any_other():
+    module, same = (models.build("support.labs:normed", (5,), 3) for _ in range(2))
+    base = models.get_flat(module)
+    one, other = (
+        TorchTrainer(it, ClientData(DATA, None), "cpu").train(base, Plan()) for it in (module, same.eval())
+    )
+    assert one.delta.tobytes() == other.delta.tobytes()
+
+
+def test_any_torch_data_set_trains_like_tensors():
+    plan = Plan(epochs=2, batch_size=5)
+    one, other = trainer().train(BASE, plan), trainer(data=Pairs(DATA)).train(BASE, plan)
+    assert one.delta.tobytes() == other.delta.tobytes()
+    assert one.loss == other.loss
+
+
+def test_a_base_may_be_a_view_of_received_bytes():
+    view = np.frombuffer(BASE.tobytes(), np.float32)
+    assert trainer().train(view, Plan()).delta.tobytes() == trainer().train(BASE, Plan()).delta.tobytes()
+
+
+@pytest.mark.parametrize("test", [DATA, Pairs(DATA)], ids=["tensors", "pairs"])
+def test_the_base_is_scored_on_what_the_client_held_out(test):
+    trained = trainer(test=test).train(BASE, Plan(lr=1.0))
+    module = models.build("linear", (5,), 3)
+    models.set_flat(module, BASE)
+    assert trained.local == evaluate(module, DATA)
+    assert trainer().train(BASE, Plan()).local is None
+
+
+def test_training_learns():
+    first = trainer("mlp", test=DATA)
+    base = models.get_flat(models.build("mlp", (5,), 3))
+    trained = first.train(base, Plan(epochs=30, batch_size=4, lr=0.1))
+    after = first.train(base + trained.delta, Plan())
+    assert after.local.accuracy == 1.0
+    assert after.local.loss < trained.local.loss / 10
+
+
+@pytest.mark.parametrize(
+    ("base", "plan", "test"),
+    [
+        (BASE, Plan(epochs=9, lr=3e38), None),
+        (BASE * np.float32(np.nan), Plan(), None),
+        (BASE * np.float32(np.nan), Plan(), DATA),
+        (np.full_like(BASE, 3e38), Plan(), DATA),
+    ],
+)
+def test_what_diverges_is_reported_and_not_returned(base, plan, test):
+    with pytest.raises(DivergedError):
+        trainer(test=test).train(base, plan)
+
+
+def test_weights_that_overflow_in_the_last_step_are_found_though_the_loss_was_finite():
+    far = TensorDataset(DATA.tensors[0] * 1000, DATA.tensors[1])
+    with pytest.raises(DivergedError, match="weights"):
+        trainer(data=far).train(BASE, Plan(batch_size=WHOLE, lr=3e38))
+
+
+@pytest.mark.parametrize("plan", [Plan(optimizer="lion"), Plan(lr=1e300), Plan(weight_decay=1e39)])
+def test_a_plan_that_cannot_be_followed_is_refused(plan):
+    with pytest.raises(ConfigError):
+        trainer().train(BASE, plan)
+
+
+def test_a_base_of_another_model_is_refused():
+    with pytest.raises(ConfigError, match="does not fit"):
+        trainer().train(BASE[1:], Plan())
+
+
+def test_bfloat16_is_close_to_float32():
+    data = ClientData(TensorDataset(torch.rand(64, 1, 8, 8), torch.arange(64) % 10), None)
+    base = models.get_flat(models.build("cnn", (1, 8, 8), 10))
+    exact, rough = (
+        TorchTrainer(models.build("cnn", (1, 8, 8), 10), data, "cpu", bfloat16=bfloat16).train(base, Plan())
+        for bfloat16 in (False, True)
+    )
+    assert rough.loss == pytest.approx(exact.loss, rel=0.01)
+    assert np.linalg.norm(rough.delta - exact.delta) < 0.25 * np.linalg.norm(exact.delta)
+
+
+def test_a_first_training_imports_neither_torchs_compiler_nor_scikit_learn(pytestconfig):
+    code = (
+        "import sys; from common import datasets, models; from common.messages import Plan\n"
+        "from edge_client.trainer import TorchTrainer\n"
+        "data = datasets.client_data(datasets.DataSpec('digits'), 0, 30, 'c')\n"
+        "module = models.build('cnn', (1, 8, 8), 10)\n"
+        "TorchTrainer(module, data, 'cpu').train(models.get_flat(module), Plan())\n"
+        "assert not {'sklearn', 'scipy', 'sympy', 'torch._dynamo'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=pytestconfig.rootpath)
+
+
+def test_the_trainer_that_costs_nothing_moves_nothing():
+    schema = models.schema_of(models.build("linear", (5,), 3))
+    noop: Trainer = NoopTrainer(schema, examples=4)
+    trained = noop.train(BASE, Plan())
+    assert trained.delta.shape == BASE.shape
+    assert not trained.delta.any()
+    assert (trained.examples, noop.schema) == (4, schema)
+    assert math.isfinite(trained.loss)
