@@ -15,6 +15,7 @@ class Bounds:
     idle_s_max: float = limits.IDLE_S_MAX
     takeover_s: float = limits.TAKEOVER_S
     connections_max: int = limits.CONNECTIONS_MAX
+    sessions_max: int = limits.SESSIONS_MAX
     inbox_packets_max: int = limits.INBOX_PACKETS_MAX
     inbox_bytes_max: int = limits.INBOX_BYTES_MAX
     publishes_per_s_max: int = limits.PUBLISHES_PER_S_MAX

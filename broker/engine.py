@@ -6,7 +6,6 @@
 import asyncio
 import contextlib
 import ctypes
-import getpass
 import ipaddress
 import logging
 import os
@@ -165,7 +164,7 @@ def _write_files(policy: BrokerPolicy, directory: Path) -> Path:
         host=policy.host,
         port=policy.port,
         directory=str(directory.absolute()),
-        user=getpass.getuser(),
+        user="root" if os.geteuid() == 0 else None,
         ws_port=policy.ws_port,
         persistent=policy.state_dir is not None,
         observers=is_loopback(policy.host),

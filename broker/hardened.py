@@ -90,10 +90,8 @@ class HardenedBroker(Broker):
         bounds: Bounds = DEFAULT,
     ) -> None:
         check_version()
-        for name in ("amqtt", "websockets"):
-            logging.getLogger(name).setLevel(
-                logging.CRITICAL
-            )  # prose and tracebacks for what we log as events
+        for name in ("amqtt", "websockets"):  # prose and tracebacks, for what we log as events
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         listeners = {"default": {"type": "tcp", "bind": f"{host}:{port}"}}
         if ws_port is not None:
             listeners["ws"] = {"type": "ws", "bind": f"{host}:{ws_port}"}
@@ -152,11 +150,10 @@ class HardenedBroker(Broker):
         port: int,
         ssl_context: ssl.SSLContext | None,
     ) -> asyncio.Server | websockets.asyncio.server.Server:
-        host = address.strip("[]") if address else address
         if listener_type == ListenerType.WS:
             return await websockets.asyncio.server.serve(
                 partial(self.ws_connected, listener_name=listener_name),
-                host,
+                address,
                 port,
                 ssl=ssl_context,
                 subprotocols=[websockets.Subprotocol("mqtt")],
@@ -166,7 +163,7 @@ class HardenedBroker(Broker):
                 close_timeout=self.bounds.takeover_s,
             )
         return await self._loop.create_server(
-            self._new_connection, host, port, reuse_address=True, ssl=ssl_context
+            self._new_connection, address, port, reuse_address=True, ssl=ssl_context
         )
 
     def _new_connection(self) -> Connection:
@@ -231,7 +228,10 @@ class HardenedBroker(Broker):
             return Connack.BAD_CREDENTIALS
         if not connect.client_id and not connect.clean:  # [MQTT-3.1.3-8]
             return Connack.IDENTIFIER_REJECTED
-        if len(self._connections) > self.bounds.connections_max:
+        is_new = connect.client_id not in self._sessions
+        if len(self._connections) > self.bounds.connections_max or (
+            is_new and len(self._sessions) >= self.bounds.sessions_max
+        ):
             return Connack.UNAVAILABLE
         known = await self._authenticate(session, self.listeners_config["default"])
         if not known or not await self._may_will(session):

@@ -18,7 +18,7 @@ class Setup:
     host: str
     port: int
     directory: str  # holds the ACL file, and the retained messages if they are to outlive the broker
-    user: str  # to run as, where the process is root's
+    user: str | None = None  # to run as, where root starts it; it would change to another else
     ws_port: int | None = None
     persistent: bool = False
     observers: bool = True  # clients without a user name may read the JSON topics
@@ -32,7 +32,7 @@ class Setup:
 def conf_text(setup: Setup) -> str:
     """Write mosquitto.conf."""
     lines = [
-        f"user {setup.user}",
+        *([f"user {setup.user}"] if setup.user else []),
         f"acl_file {setup.acl_file}",
         "allow_zero_length_clientid true",
         "auto_id_prefix observer-",

@@ -42,7 +42,10 @@ class Bus(Protocol):
         ...
 
     async def subscribe(self, *filters: str) -> None:
-        """Subscribe now and after every reconnect; returns after SUBACK. Raises: TransportError if refused."""
+        """Subscribe now and after every reconnect; returns after SUBACK, while the link is down at once.
+
+        Raises: TransportError where the broker refuses.
+        """
         ...
 
     async def unsubscribe(self, *filters: str) -> None:

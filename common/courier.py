@@ -7,7 +7,7 @@ ups and downs. It sends `Want`, `Done` and `Unavailable` itself, because those a
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -16,6 +16,7 @@ from typing import Self
 from common import chunks, limits
 from common.blobs import BlobStore, Part
 from common.bus import Bus
+from common.crew import Crew
 from common.errors import DecodeError, NotFoundError, StorageFullError, TransferError, TransportError
 from common.ids import ClientId, Digest
 from common.machine import Seconds, Tick
@@ -101,11 +102,10 @@ class Courier:
         self._clock, self._chance = clock, chance
         self._downloads: dict[str, _Download] = {}  # by the digest's digits in topics
         self._uploads: dict[str, _Upload] = {}  # by digest
-        self._tasks = asyncio.TaskGroup()
-        self._running: set[asyncio.Task[None]] = set()
+        self._crew = Crew()
 
     async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
+        await self._crew.__aenter__()
         return self
 
     async def __aexit__(
@@ -115,14 +115,13 @@ class Courier:
             _disarm(download)
         for upload in self._uploads.values():
             _disarm(upload)
-        for task in self._running:
-            task.cancel()
+        self._crew.dismiss()
         if isinstance(
             error, asyncio.CancelledError
         ):  # perhaps because a task of ours failed: the group knows
-            await self._tasks.__aexit__(kind, error, trace)
+            await self._crew.__aexit__(kind, error, trace)
         else:
-            await self._tasks.__aexit__(None, None, None)
+            await self._crew.__aexit__(None, None, None)
         for download in self._downloads.values():
             _fail(download, TransferError("the courier was closed"))  # its callers put the part away
 
@@ -251,13 +250,13 @@ class Courier:
                         _fail(download, error)
                         return
                 case Ask(have):
-                    self._spawn(
+                    self._crew.spawn(
                         self._ask(download, Want(digest=download.machine.manifest.digest, have=list(have)))
                     )
                 case Complete():
-                    self._spawn(self._finish(download))
+                    self._crew.spawn(self._finish(download))
         if download.part.is_sync_due and not download.disk.locked():
-            self._spawn(self._sync(download))
+            self._crew.spawn(self._sync(download))
         _rearm(download, self._clock(), lambda: self._receive(download, Tick()))
 
     def _send(self, upload: _Upload, event: SenderEvent) -> bool:
@@ -268,7 +267,7 @@ class Courier:
         for effect in upload.machine.handle(event, self._clock()):
             match effect:
                 case SendChunk(index, to):
-                    self._spawn(self._publish(upload, index, to))
+                    self._crew.spawn(self._publish(upload, index, to))
                 case GiveUp():
                     gave_up = True
         _rearm(upload, self._clock(), lambda: self._send(upload, Tick()))
@@ -321,11 +320,6 @@ class Courier:
         async with download.disk:
             with suppress(OSError):  # of a disk that failed before
                 await asyncio.to_thread(download.part.close)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = self._tasks.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
 
 
 def _fail(download: _Download, error: Exception) -> None:

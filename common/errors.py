@@ -7,6 +7,7 @@
     ├── NotFoundError 3          a run, a file or a key that is not there
     ├── UnhealthyError 4         a part is not there, or not ready
     ├── TimedOutError 5          no answer in time
+    ├── CommandRefusedError 6    the coordinator does not do what it was told
     ├── AlreadyRunningError 6    another process holds this state directory
     ├── WireError 65             what came in is not what it should be
     │   ├── DecodeError          not well-formed
@@ -15,6 +16,7 @@
     ├── TransportError 69        the broker cannot be reached, or a port is taken
     ├── TransitionError 70       our bug: a machine was asked for a move it does not have
     └── ConfigError 78           settings that cannot work
+        └── KeysMissingError     this machine holds no key of that participant
 
 The docstring of a class is what the operator reads under the sentence: what to do.
 Refusing a peer is not an error but a `common.messages.Reason`.
@@ -66,6 +68,12 @@ class TimedOutError(FedmqError):
     exit_code = 5
 
 
+class CommandRefusedError(FedmqError):
+    """See with `fedmq status` where the run stands."""
+
+    exit_code = 6
+
+
 class AlreadyRunningError(FedmqError):
     """Stop the other process, or give this one a directory of its own with --state-dir."""
 
@@ -112,6 +120,10 @@ class ConfigError(FedmqError):
     """Correct the setting that the message names; flags win over FEDMQ_* variables, those over the TOML file."""
 
     exit_code = 78
+
+
+class KeysMissingError(ConfigError):
+    """Copy the three files there, or say with --keys-dir where they are."""
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -102,7 +102,7 @@ class Training(Group):
     local_epochs: int = Field(
         default=5, ge=1, le=10_000, description="passes over the client's examples in a round"
     )
-    batch_size: int = Field(default=32, ge=1, le=1_000_000, description="examples in a batch")
+    batch_size: int = Field(default=16, ge=1, le=1_000_000, description="examples in a batch")
     lr: float = Field(default=0.05, gt=0, le=1000, description="learning rate")
     optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="optimizer of local training")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of SGD")

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 
 from common import certificates, files, ids, keys, limits
 from common.certificates import Peer, Role, Root
-from common.errors import ConfigError, SignatureError
+from common.errors import ConfigError, KeysMissingError, SignatureError
 from common.ids import FederationId
 from common.keys import KeyType, PrivateKey
 
@@ -135,7 +135,7 @@ def load(directory: Path, role: Role, name: str, kind: KeyType = KeyType.RSA) ->
         return _read_identity(directory, read_root(directory), role, name)
     if _key(directory, _ROOT).exists():
         return issue(directory, role, name, kind)
-    raise ConfigError(
+    raise KeysMissingError(
         f"{directory} holds no key of {role} {name}: copy {stem}.key, {stem}.pem and root.pem there, "
         f"as made by `fedmq keys issue {role} {name}` where the federation's root lives"
     )

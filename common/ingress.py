@@ -1,6 +1,6 @@
 """The one way in: every message from the bus passes these stages, in this order, or is refused with a Reason.
 
-    size -> topic of ours -> shape -> known key -> signature -> may this role say this here -> replay ->
+    topic of ours -> size -> shape -> known key -> signature -> may this role say this here -> replay ->
     strict decode
 
 No stage runs before the one ahead of it has passed. Chunk frames carry no signature: their hashes stand in a

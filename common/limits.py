@@ -75,6 +75,7 @@ ROOT_DAYS = 20 * 365
 CERTIFICATE_DAYS = 5 * 365
 PEERS_MAX = 65_536  # known at once; above it new ones are refused
 CONNECTIONS_MAX = 4096
+SESSIONS_MAX = 8192  # connected ones, and persistent ones that are away
 INBOX_PACKETS_MAX = 64  # of one connection, read and not yet handled; above it reading pauses
 INBOX_BYTES_MAX = 1024 * 1024
 CROWDED_BYTES = 32 * 1024 * 1024  # outstanding to one session: whoever publishes to it is slowed down

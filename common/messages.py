@@ -47,12 +47,9 @@ class Reason(StrEnum):
     TOO_LARGE = "too-large"
     WRONG_SIZE = "wrong-size"
     TOO_LATE = "too-late"
-    RUN_OVER = "run-over"
     # a client's own reasons
     DIVERGED = "diverged"  # loss or weights became NaN or infinite
     TRAINING_FAILED = "training-failed"
-    NO_DATA = "no-data"
-    BUSY = "busy"
     # blobs
     TRANSFER_FAILED = "transfer-failed"
     DISK = "disk"

@@ -78,7 +78,9 @@ WaitFor = Annotated[
     int | None, typer.Option("--wait-for-clients", help="Clients to wait for before round 1.")
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads for training; all cores if not given.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads for training; half the cores if not given.")
+]
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any free one.")]
 WsPort = Annotated[int | None, typer.Option(help="Port for MQTT over WebSocket.")]
@@ -133,7 +135,11 @@ def demo(
     from compose import demo as whole
     from compose import screen
 
-    raise typer.Exit(whole.run(settings, screen.choose(as_json=as_json), threads=threads))
+    try:
+        code = whole.run(settings, screen.choose(as_json=as_json), threads=threads)
+    except FedmqError as error:
+        _fail(error)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -217,6 +223,7 @@ def coordinator(
         **_training_flags(locals()),
         **_part_flags(locals()),
         run__wait_for_clients=wait_for_clients,
+        quiet_level="warning" if as_json else "error",  # the screen tells the rest
     )
     _make_root(settings)
     from common import parts
@@ -373,7 +380,8 @@ def config_show(
         print(json.dumps({"event": "config", "settings": known, "origins": whence}))
         return
     for name, value in known.items():
-        print(f"{name} = {json.dumps(value)}" + (f"  # {whence[name]}" if whence else ""))
+        shown = f"# {name} is not set" if value is None else f"{name} = {json.dumps(value)}"
+        print(shown + (f"  # {whence[name]}" if whence else ""))
 
 
 @keys_app.command("issue")
@@ -465,7 +473,8 @@ def _pairs(texts: list[str] | None) -> dict[str, str] | None:
     return {name: value for name, _, value in split}
 
 
-def _load(path: Path | None, **flags: object) -> "Settings":
+def _load(path: Path | None, *, quiet_level: str = "warning", **flags: object) -> "Settings":
+    """Read the settings and set logging up: on a screen only what is wrong, unless a level was chosen."""
     from common import log
     from common.settings import load, origins
 
@@ -474,7 +483,7 @@ def _load(path: Path | None, **flags: object) -> "Settings":
     except FedmqError as error:
         _fail(error)
     quiet = settings.log.file is None and origins(settings)["log.level"] == "default"
-    log.setup("warning" if quiet else settings.log.level, settings.log.format, settings.log.file)
+    log.setup(quiet_level if quiet else settings.log.level, settings.log.format, settings.log.file)
     return settings
 
 
@@ -529,18 +538,19 @@ def _reporter(*, as_json: bool, verb: str = "") -> Callable[[dict[str, object]],
 
 
 def _command(settings: "Settings", make: "Callable[[str, bytes], Start | Stop]", *, as_json: bool) -> None:
-    from common.errors import AlreadyRunningError
+    from common.errors import CommandRefusedError
     from compose import operate
 
     answer = _run(operate.command(settings, make))
     if answer.refused:
-        _fail(AlreadyRunningError(answer.refused))
+        _fail(CommandRefusedError(answer.refused))
     _reporter(as_json=as_json)({"event": "command.taken", "run": answer.run})
 
 
 def _print_status(facts: dict[str, Any]) -> None:
-    for name in ("coordinator", "run", "phase"):
-        print(f"{name}: {facts[name]}")
-    print(f"round: {facts['round']} of {facts['rounds']}; {facts['reported']} of {facts['cohort']} reported")
+    print(f"coordinator: {facts['coordinator']}, {facts['phase'] or 'no word of a run'}")
+    if facts["round"]:
+        print(f"run: {facts['run']}, {facts['rounds']} rounds")
+        print(f"round: {facts['round']}, {facts['reported']} of {facts['cohort']} reported")
     for name, about in facts["clients"].items():
         print(f"{name}: {about['state']}, {about['examples']} examples, {about['model']}")

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from common import identity
+from common import files, identity, parts
 from common.errors import FedmqError
 from common.identity import Role
 from common.ids import COORDINATOR, OPERATOR
 from common.settings import Settings, default_state
-from compose import nursery
+from compose import nursery, wording
 from compose.screen import Screen
 
 INTERRUPTED = 130
@@ -58,7 +58,6 @@ class Demo:
         match event.get("event"):
             case "coordinator.forked":
                 self.coordinator = int(str(event["pid"]))
-                return
             case "run.finished":
                 self.finished = event
             case "failed" if not self.failed:
@@ -77,18 +76,47 @@ class Demo:
 
 
 def run(settings: Settings, screen: Screen, *, threads: int | None = None) -> int:
-    """Run a whole federation on this machine until its run is over; returns the exit code."""
-    state_dir = settings.state_dir or default_state(
-        settings.federation, "demo", time.strftime("%Y%m%d-%H%M%S")
-    )
+    """Run a whole federation on this machine until its run is over; returns the exit code.
+
+    Raises: AlreadyRunningError, and FedmqError where processes had to be killed.
+    """
+    name = time.strftime("%Y%m%d-%H%M%S")
+    state_dir = settings.state_dir or default_state(settings.federation, "demo", name)
     keys_dir = settings.keys_dir or state_dir / "keys"
     whole = settings.model_copy(update={"keys_dir": keys_dir, "state_dir": state_dir})
-    threads = threads or max(1, (os.cpu_count() or 1) // settings.data.num_clients)
-    (state_dir / "logs").mkdir(parents=True, exist_ok=True)
-    identity.create_root(keys_dir, settings.federation)
-    screen.begin(whole, state_dir)
+    with files.held(state_dir):
+        (state_dir / "logs").mkdir(exist_ok=True)
+        identity.create_root(keys_dir, settings.federation)
+        return _run(whole, state_dir, screen, threads or _threads_each(settings.data.num_clients))
+
+
+def _run(settings: Settings, state_dir: Path, screen: Screen, threads: int) -> int:
+    screen.begin(settings, state_dir)
+    process = _start(state_dir)
+    demo = Demo(screen, process)
+    handlers = {signal.SIGINT: demo.interrupted, signal.SIGTERM: demo.terminate}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(nursery.start_line(settings, state_dir, threads))
+        process.stdin.flush()
+        _provision(settings)  # while the nursery imports torch
+        for line in process.stdout:
+            demo.hear(json.loads(line))
+    finally:
+        _put_down(process)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        screen.end(wording.next_commands() if demo.finished else ())
+    if not demo.finished and not demo.interrupts and not demo.terminated:
+        screen.fail(demo.failed, state_dir)
+    return demo.exit_code()
+
+
+def _start(state_dir: Path) -> subprocess.Popen[str]:
     with (state_dir / "logs" / "stderr.log").open("a", encoding="utf-8") as errors:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-P", "-m", "compose.nursery"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -96,30 +124,15 @@ def run(settings: Settings, screen: Screen, *, threads: int | None = None) -> in
             text=True,
             start_new_session=True,  # a Ctrl-C is ours to pass on
         )
-    demo = Demo(screen, process)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, demo.interrupted)
-    signal.signal(signal.SIGTERM, demo.terminate)
-    try:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(nursery.start_line(whole, state_dir, threads))
-        process.stdin.flush()
-        _provision(whole, keys_dir)  # while the nursery imports torch
-        for line in process.stdout:
-            demo.hear(json.loads(line))
-    finally:
-        _put_down(process)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        screen.end()
-    if not demo.finished and not demo.interrupts and not demo.terminated:
-        screen.fail(demo.failed, state_dir)
-    return demo.exit_code()
 
 
-def _provision(settings: Settings, keys_dir: Path) -> None:
+def _threads_each(num_clients: int) -> int:
+    return max(1, (os.cpu_count() or 1) // num_clients)
+
+
+def _provision(settings: Settings) -> None:
     """Make a key for everybody."""
+    keys_dir = parts.keys_dir(settings)
     identity.load(keys_dir, Role.COORDINATOR, COORDINATOR)
     identity.load(keys_dir, Role.OPERATOR, OPERATOR)
     for number in range(1, settings.data.num_clients + 1):

@@ -130,10 +130,13 @@ def _raise(brood: Brood, settings: Settings, state_dir: Path, threads: int, wake
     if not address:  # it said why on its way out
         return _code_of(brood, "broker", wakeup)
     linked = settings.model_copy(update={"link": settings.link.model_copy(update={"brokers": (address,)})})
-    coordinator = brood.fork("coordinator", _coordinator(linked, state_dir))
-    Part("nursery").report({"event": "coordinator.forked", "pid": coordinator})
+    demo = Part("demo")
+    pid = brood.fork("coordinator", _coordinator(linked, state_dir))
+    demo.report({"event": "coordinator.forked", "pid": pid})
     for number in range(1, settings.data.num_clients + 1):
-        brood.fork(f"client-{number}", _client(linked, state_dir, f"client-{number}", threads))
+        name = f"client-{number}"
+        pid = brood.fork(name, _client(linked, state_dir, name, threads))
+        demo.report({"event": "client.forked", "client": name, "pid": pid})
     return _code_of(brood, "coordinator", wakeup)
 
 
@@ -143,7 +146,7 @@ def _code_of(brood: Brood, awaited: str, wakeup: socket.socket) -> int:
         for name, code in brood.reap():
             if name in {awaited, "broker"}:
                 return code if name == awaited else code or 1
-            Part("nursery").report({"event": "client.exited", "client": name, "code": code})
+            Part("demo").report({"event": "client.exited", "client": name, "code": code})
         ready, _, _ = select.select([wakeup, sys.stdin], [], [])
         if sys.stdin in ready:
             return 128 + signal.SIGTERM
@@ -164,8 +167,7 @@ def _wake_on_signals() -> socket.socket:
 
 def _import_once(settings: Settings) -> None:
     """Import what all of them need, and read the data set's files once: forks share the pages."""
-    import torch
-    import torch._dynamo  # noqa: F401 - what every optimizer imports at its first use, for a second or more
+    import torch  # noqa: F401
 
     import edge_client.assembly  # noqa: F401
     from common import datasets, parts

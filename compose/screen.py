@@ -1,19 +1,24 @@
-"""What people see of a running demo: a live table on a terminal, one line a round elsewhere, JSON Lines on request."""
+"""What people see of a run: a live table on a terminal, one line a round elsewhere, JSON Lines on request."""
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Protocol
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from common.settings import Settings
+from compose import wording
+from compose.wording import Event
 
-Event = dict[str, object]
-BAR_CELLS = 20
+NOTES_SHOWN = 6
+LINES_AROUND = NOTES_SHOWN + 7  # of a terminal's height that is not rows
+WIDTH_FOR_BARS = 100
 
 
 class Screen(Protocol):
@@ -31,8 +36,8 @@ class Screen(Protocol):
     def fail(self, event: Event, state_dir: Path) -> None:
         """Tell the operator why it failed, and what to do."""
 
-    def end(self) -> None:
-        """Show no more."""
+    def end(self, after: Sequence[str] = ()) -> None:
+        """Show no more, but these lines for people."""
 
 
 def choose(*, as_json: bool) -> Screen:
@@ -55,9 +60,9 @@ class JsonLines:
         print(text, file=sys.stderr, flush=True)
 
     def fail(self, event: Event, state_dir: Path) -> None:
-        _complain(event, state_dir, sys.stderr)
+        print(wording.complaint(event, state_dir), file=sys.stderr, flush=True)
 
-    def end(self) -> None:
+    def end(self, after: Sequence[str] = ()) -> None:
         pass
 
 
@@ -68,50 +73,48 @@ class PlainLines:
         self._rounds: list[Event] = []
 
     def begin(self, settings: Settings, state_dir: Path) -> None:
-        self.say(_title(settings))
+        self.say(wording.title(settings))
         self.say(f"state: {state_dir}")
 
     def show(self, event: Event) -> None:
         match event["event"]:
             case "broker.listening":
-                self.say(f"broker: {event['host']}:{event['port']}")
-                for line in _observe(event):
+                for line in wording.observe(event):
                     self.say(line)
             case "round.finished":
                 self._rounds.append(event)
-                self.say("  ".join(f"{name} {value}" for name, value in _cells(event).items()))
+                self.say("  ".join(f"{name} {value}" for name, value in wording.cells(event).items()))
             case "run.finished":
-                self.say("")
-                for line in _closing(event, self._rounds):
+                for line in ("", *wording.closing(event, self._rounds)):
                     self.say(line)
             case _:
-                if (note := _note(event)) is not None:
+                if (note := wording.note(event)) is not None:
                     self.say(note)
 
     def say(self, text: str) -> None:
         print(text, flush=True)
 
     def fail(self, event: Event, state_dir: Path) -> None:
-        _complain(event, state_dir, sys.stderr)
+        print(wording.complaint(event, state_dir), file=sys.stderr, flush=True)
 
-    def end(self) -> None:
-        pass
+    def end(self, after: Sequence[str] = ()) -> None:
+        for line in after:
+            self.say(line)
 
 
 class LiveTable:
     """A table that grows by a row a round, with what is going on under it."""
 
-    def __init__(self) -> None:
-        self._console = Console()
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
         self._live = Live(console=self._console, auto_refresh=False)
         self._rounds: list[Event] = []
         self._title = ""
         self._notes: list[str] = []
-        self._now = "starting: broker, coordinator, clients"
-        self._closing: list[str] = []
+        self._now = "starting"
 
     def begin(self, settings: Settings, state_dir: Path) -> None:
-        self._title = _title(settings)
+        self._title = wording.title(settings)
         self._notes = [f"state: {state_dir}"]
         self._live.start()
         self._paint()
@@ -119,18 +122,18 @@ class LiveTable:
     def show(self, event: Event) -> None:
         match event["event"]:
             case "broker.listening":
-                self._notes.extend(_observe(event))
+                self._notes.extend(wording.observe(event))
             case "round.started":
                 self._now = f"round {event['round']}: {event['clients']} clients are training"
             case "run.gathering":
-                self._now = f"waiting for clients: {event['clients']} of {event['needed']} are here"
+                self._now = wording.note(event) or ""
             case "round.finished":
                 self._rounds.append(event)
             case "run.finished":
                 self._now = ""
-                self._closing = _closing(event, self._rounds)
+                self._notes.extend(["", *wording.closing(event, self._rounds)])
             case _:
-                if (note := _note(event)) is not None:
+                if (note := wording.note(event)) is not None:
                     self._notes.append(note)
         self._paint()
 
@@ -139,120 +142,32 @@ class LiveTable:
         self._paint()
 
     def fail(self, event: Event, state_dir: Path) -> None:
-        _complain(event, state_dir, sys.stderr)
+        print(wording.complaint(event, state_dir), file=sys.stderr, flush=True)
 
-    def end(self) -> None:
+    def end(self, after: Sequence[str] = ()) -> None:
+        """Leave the table with all its rows and notes behind; long lines are the terminal's to break."""
+        self._live.update(Text(""), refresh=True)
         self._live.stop()
-        for line in self._closing:
-            self._console.print(Text(line))
+        self._console.print(self._table(len(self._rounds)))
+        for note in (*self._notes, *after):
+            self._console.print(note, soft_wrap=True, markup=False, highlight=False)
 
     def _paint(self) -> None:
-        table = Table(title=self._title, title_justify="left")
-        for name in _cells({}):
-            table.add_column(name, justify="right")
-        table.add_column("learnt", justify="left", min_width=BAR_CELLS)
-        for event in self._rounds:
-            table.add_row(*_cells(event).values(), _bar(event.get("accuracy")))
-        notes = [Text(note, style="dim") for note in self._notes[-6:]]
-        self._live.update(Group(table, *notes, Text(self._now, style="bold")), refresh=True)
+        rows = max(3, self._console.height - LINES_AROUND)
+        notes = [
+            Text(note, style="dim", no_wrap=True, overflow="ellipsis") for note in self._notes[-NOTES_SHOWN:]
+        ]
+        now = Text(self._now, style="bold")
+        self._live.update(Group(self._table(rows), *notes, now), refresh=True)
 
-
-def _title(settings: Settings) -> str:
-    data, run = settings.data, settings.run
-    return (
-        f"fedmq: {data.num_clients} clients train {settings.model.name} on {data.dataset} "
-        f"({data.partition}{f', alpha {data.alpha:g}' if data.partition == 'dirichlet' else ''}), "
-        f"{run.num_rounds} rounds of {run.strategy}, {settings.broker.engine} broker"
-    )
-
-
-def _cells(event: Event) -> dict[str, str]:
-    """Give a round's row: what it brought, and what it took."""
-    seconds, training = _number(event.get("seconds")), _number(event.get("train_seconds"))
-    return {
-        "round": str(event.get("round", "")),
-        "loss": _fixed(event.get("loss"), 4),
-        "accuracy": _fixed(event.get("accuracy"), 4),
-        "clients": str(event.get("clients", "")),
-        "train s": _fixed(training, 2),
-        "other s": _fixed(None if seconds is None or training is None else seconds - training, 2),
-        "up": _bytes(event.get("bytes_up")),
-        "down": _bytes(event.get("bytes_down")),
-    }
-
-
-def _note(event: Event) -> str | None:
-    """Put what an operator should see into words."""
-    match event["event"]:
-        case "client.offline" if event["why"] != "offline":
-            return f"{event['client']} is away: {event['why']}"
-        case "client.exited":
-            return f"{event['client']} ended with exit code {event['code']}"
-        case "client.refused" | "update.refused" | "update.declined":
-            detail = f" ({event['detail']})" if event.get("detail") else ""
-            return f"{event['event']}: {event['client']}: {event['reason']}{detail}"
-        case "round.abandoned":
-            return f"round {event['round']} came to nothing: {event['outcome']}"
-        case "broker.unreachable":
-            return f"{event.get('part', 'here')}: no broker: {event['why']}; trying again"
-        case _:
-            return None
-
-
-def _closing(event: Event, rounds: list[Event]) -> list[str]:
-    """Sum a run up, and say what to try next."""
-    done = f"{event['rounds']} rounds in {_fixed(event['seconds'], 1)} s"
-    ending = done if event["completed"] else f"ended after {done}: {event['why']}"
-    learnt = ", ".join(_fixed(each.get("accuracy"), 3) for each in rounds)
-    return [
-        ending,
-        f"accuracy {_fixed(event['accuracy'], 4)}, loss {_fixed(event['loss'], 4)}; round by round: {learnt}",
-        f"{_bytes(event['bytes_up'])} up, {_bytes(event['bytes_down'])} down",
-        f"model:  {event['model']}",
-        f"digest: {event['model_digest']}",
-        f"state:  {event['state_dir']}",
-        "",
-        "next:   fedmq demo --dataset fashion-mnist --model cnn --num-clients 10 --local-epochs 1",
-        "        fedmq demo --engine mosquitto",
-        "        fedmq --help",
-    ]
-
-
-def _observe(event: Event) -> list[str]:
-    host, port = event["host"], event["port"]
-    look = [f"look at the topics: mosquitto_sub -h {host} -p {port} -v -t 'fedmq/#'"]
-    if "keys_dir" in event:
-        look.append(f"ask or stop it: fedmq status --broker {host}:{port} --keys-dir {event['keys_dir']}")
-    return look
-
-
-def _complain(event: Event, state_dir: Path, to: TextIO) -> None:
-    print(f"error: {event.get('part', 'demo')}: {event.get('error', 'it ended without a word')}", file=to)
-    if event.get("advice"):
-        print(event["advice"], file=to)
-    print(f"logs: {state_dir / 'logs'}", file=to, flush=True)
-
-
-def _bar(accuracy: object) -> Text:
-    share = _number(accuracy) or 0.0
-    return Text("█" * round(share * BAR_CELLS), style="green")
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _fixed(value: object, digits: int) -> str:
-    number = _number(value)
-    return "-" if number is None else f"{number:.{digits}f}"
-
-
-def _bytes(value: object) -> str:
-    size = _number(value)
-    if size is None:
-        return "-"
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.{0 if unit == 'B' else 2}f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
+    def _table(self, rows: int) -> Table:
+        table = Table(title=self._title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+        with_bars = self._console.width >= WIDTH_FOR_BARS
+        for name in wording.cells({}):
+            table.add_column(name, justify="right", no_wrap=True)
+        if with_bars:
+            table.add_column("learnt", min_width=wording.BAR_CELLS, no_wrap=True, style="green")
+        for event in self._rounds[-rows:]:
+            bar = [wording.bar(event.get("accuracy"))] if with_bars else []
+            table.add_row(*wording.cells(event).values(), *bar)
+        return table

@@ -144,7 +144,7 @@ class RunPolicy:
     """How a run goes."""
 
     seed: int
-    wait_for: int  # clients that must be here before a round opens
+    wait_for: int  # clients that must be here before the first round
     cohort_size: int | None = None  # None: all who are here
     quorum_share: float = 0.5  # of the cohort
     patience: float = 3.0  # times the slowest observed answer is the deadline
@@ -163,6 +163,7 @@ class RunMachine:
     number: int = 0  # of the round that was opened last
     here: set[ClientId] = field(default_factory=set)
     round: RoundMachine | None = None
+    first: bool = True  # the run's first round is still to come
     stopping: bool = False
     abandoned_in_a_row: int = 0
     slowest_s: Seconds | None = None  # answer in the rounds so far
@@ -199,7 +200,7 @@ class RunMachine:
             return
         self.phase = Phase.GATHERING
         self.base, self.rounds, self.committed = event.base, event.rounds, 0
-        self.stopping, self.abandoned_in_a_row = False, 0
+        self.stopping, self.abandoned_in_a_row, self.first = False, 0, True
         yield from self._open_or_gather(now)
 
     def _stop(self, event: StopAsked, now: Seconds) -> Effects:
@@ -211,13 +212,18 @@ class RunMachine:
 
     def _open_or_gather(self, now: Seconds) -> Effects:
         self.phase = Phase.GATHERING
-        if len(self.here) < self.policy.wait_for:
-            yield Gather(here=len(self.here), needed=self.policy.wait_for)
+        if len(self.here) < self._needed():
+            yield Gather(here=len(self.here), needed=self._needed())
         yield from self._open_if_enough(now)
 
+    def _needed(self) -> int:
+        """Say how many clients a round takes: the first of a run all that were asked for, later ones a quorum."""
+        return self.policy.wait_for if self.first else self._quorum(self.policy.wait_for)
+
     def _open_if_enough(self, now: Seconds) -> Effects:
-        if self.phase is not Phase.GATHERING or len(self.here) < self.policy.wait_for:
+        if self.phase is not Phase.GATHERING or len(self.here) < self._needed():
             return
+        self.first = False
         assert self.base is not None
         self.phase = Phase.ROUND
         self.number += 1

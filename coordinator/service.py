@@ -6,7 +6,7 @@ bus -> ingress -> attendance -> run machine -> effects -> work in threads -> eve
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from msgspec.structs import asdict, replace
 from common import log
 from common.bus import Arrived, LinkDown, LinkUp
 from common.courier import Courier, Lanes
+from common.crew import Crew, in_background
 from common.driver import drive
 from common.errors import FedmqError, TransferError
 from common.ids import ClientId, Digest, RunId
@@ -133,27 +134,24 @@ class Coordinator:
         self._run_inbox: asyncio.Queue[RunEvent] = asyncio.Queue()
         self._attendance_inbox: asyncio.Queue[Declared | Beat] = asyncio.Queue()
         self._over = asyncio.Event()
-        self._tasks = asyncio.TaskGroup()
+        self._crew = Crew()
 
     async def serve(self) -> EndRun | None:
         """Run until the run is over (on hold: until `leave`); returns how the last run ended."""
         kinds = (Kind.INFO, Kind.STATUS, Kind.HEARTBEAT, Kind.REPLY)
         filters = [self.topics.client("+", kind) for kind in kinds]
         await self.link.subscribe(*filters, self.topics.all_up(), self.topics.control)
-        async with self.link, self.courier, self._tasks:
-            keepers = [
-                self._tasks.create_task(self._listen(), name="listen"),
-                self._tasks.create_task(
-                    drive(self.attendance, self._attendance_inbox, self._perform_presence), name="presence"
-                ),
-                self._tasks.create_task(drive(self.machine, self._run_inbox, self._perform), name="run"),
-            ]
+        async with self.link, self.courier, self._crew as crew:
+            crew.spawn(self._listen(), name="listen")
+            crew.spawn(
+                drive(self.attendance, self._attendance_inbox, self._perform_presence), name="presence"
+            )
+            crew.spawn(drive(self.machine, self._run_inbox, self._perform), name="run")
             if not self.policy.hold:
                 await self._start(self.policy.rounds)
             await self._over.wait()
             await self.notices.presence(Presence.OFFLINE)
-            for keeper in keepers:
-                keeper.cancel()
+            crew.dismiss()
         return self.outcome
 
     def leave(self, *, now: bool) -> None:
@@ -176,7 +174,7 @@ class Coordinator:
                 case LinkUp():
                     self.courier.link_up()
                     self._is_down = False
-                    self._spawn(self._announce())
+                    self._crew.spawn(self._announce())
                 case LinkDown(why, next_try_s):
                     self.courier.link_down()
                     if not self._is_down:  # say so once; it goes on trying by itself
@@ -193,11 +191,13 @@ class Coordinator:
             case Frame(place, data):
                 self.courier.arrived(place, data)
             case Said(_, _, Start() | Stop() as command):
-                self._spawn(self._obey(command))
+                self._crew.spawn(self._obey(command))
             case Said(_, sender, message):
                 self._heard(ClientId(sender.name), message)
             case Refused(_, reason, detail):
-                logger.warning("message.refused", extra=log.facts(topic=topic, reason=reason, detail=detail))
+                about = {"topic": topic, "reason": reason, "detail": detail}
+                logger.warning("message.refused", extra=log.facts(**about))
+                self._report({"event": "message.refused", **about})
             case None:
                 pass
 
@@ -216,7 +216,7 @@ class Coordinator:
             case Want():
                 refused = self.courier.wanted(client, message)
                 if refused:
-                    self._spawn(self._tell(client, Unavailable(digest=message.digest, reason=refused)))
+                    self._crew.spawn(self._tell(client, Unavailable(digest=message.digest, reason=refused)))
             case Done(digest=digest):
                 self.courier.finished(client, digest)
             case Unavailable(digest=digest, reason=reason):
@@ -240,7 +240,7 @@ class Coordinator:
         refused = Reason.NOT_INVITED if strange else self.model.refuse_offer(update, self.policy.codec)
         if refused:
             judged = Judge(client, Digest(update.delta.digest), refused)
-            self._spawn(self._judge(judged, update.run, update.round))
+            self._crew.spawn(self._judge(judged, update.run, update.round))
         else:
             self._run_inbox.put_nowait(Offered(update))
 
@@ -272,7 +272,7 @@ class Coordinator:
                 if client not in self.clients.here:
                     self._log("client.online", client=client)
                 self.clients.here.add(client)
-                self._spawn(self._show_round())
+                self._crew.spawn(self._show_round())
                 if self.clients.may_take_part(client):
                     self._run_inbox.put_nowait(ClientCame(client))
             case Left(client, why):
@@ -280,32 +280,32 @@ class Coordinator:
                 self.courier.gone(client)
                 self._log("client.offline", client=client, why=why)
                 self._run_inbox.put_nowait(ClientLeft(client))
-                self._spawn(self._show_round())
+                self._crew.spawn(self._show_round())
 
     def _perform(self, effect: RunEffect) -> None:
         match effect:
             case Gather(here, needed):
                 self._log("run.gathering", clients=here, needed=needed)
-                self._spawn(self._show_round())
+                self._crew.spawn(self._show_round())
             case OpenRound(number, _, asked, deadline_s):
                 self._round_began, self._round_traffic = time.monotonic(), self._traffic()
                 self._serve_model(asked)
                 self._log("round.started", round=number, clients=len(asked), deadline_s=round(deadline_s, 1))
-                self._spawn(self._show_round())
+                self._crew.spawn(self._show_round())
             case Assign(client):
-                self._spawn(self._assign(client))
+                self._crew.spawn(self._assign(client))
             case Fetch(update):
-                self._spawn(self._fetch(update))
+                self._crew.spawn(self._fetch(update))
             case Judge():
-                self._spawn(self._judge(effect, self._run, self.machine.number))
+                self._crew.spawn(self._judge(effect, self._run, self.machine.number))
             case Release(client):
-                self._spawn(self._tell(client, Cancel(run=self._run, round=self.machine.number)))
+                self._crew.spawn(self._tell(client, Cancel(run=self._run, round=self.machine.number)))
             case Merge(updates):
-                self._spawn(self._merge(updates))
+                self._crew.spawn(self._merge(updates))
             case CloseRound():
-                self._spawn(self._conclude(effect))
+                self._crew.spawn(self._conclude(effect))
             case EndRun():
-                self._spawn(self._end(effect))
+                self._crew.spawn(self._end(effect))
 
     def _serve_model(self, asked: tuple[ClientId, ...]) -> None:
         """Let the cohort fetch the model of now, and no older one."""
@@ -319,8 +319,8 @@ class Coordinator:
         self._run = RunId(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
         self._folder = RunFolder(self.state_dir, self._run)
         self._run_began, self._run_traffic, self._last = time.monotonic(), self._traffic(), None
-        await asyncio.to_thread(self._folder.create, self.policy.config)
-        await asyncio.to_thread(self._folder.save, self.model.schema, self.model.vector, self.machine.number)
+        await in_background(self._folder.create, self.policy.config)
+        await in_background(self._folder.save, self.model.schema, self.model.vector, self.machine.number)
         self._log("run.started", run=self._run, rounds=rounds)
         self._run_inbox.put_nowait(Started(self.model.digest, rounds))
 
@@ -347,7 +347,7 @@ class Coordinator:
 
         try:
             await self.courier.fetch(update.delta, want=want)
-            problem, detail = await asyncio.to_thread(self.model.screen, update), ""
+            problem, detail = await in_background(self.model.screen, update), ""
         except TransferError as error:
             problem, detail = Reason.TRANSFER_FAILED, str(error)
         except (FedmqError, OSError) as error:  # ours: no room, no disk
@@ -367,7 +367,7 @@ class Coordinator:
 
     async def _merge(self, updates: tuple[Update, ...]) -> None:
         try:
-            merged = await asyncio.to_thread(self.model.merge, updates)
+            merged = await in_background(self.model.merge, updates)
         except Exception as error:  # whatever a strategy of someone's own raises: the model stays
             logger.exception("merge.failed")
             self._run_inbox.put_nowait(MergeFailed(f"{type(error).__name__}: {error}"))
@@ -381,20 +381,20 @@ class Coordinator:
         scores = None
         if closed.committed:
             if self.evaluate:
-                scores = await asyncio.to_thread(self.evaluate, self.model.vector)
-            await asyncio.to_thread(self._folder.save, self.model.schema, self.model.vector, closed.number)
+                scores = await in_background(self.evaluate, self.model.vector)
+            await in_background(self._folder.save, self.model.schema, self.model.vector, closed.number)
         took_s = time.monotonic() - self._round_began
         traffic = self._traffic().since(self._round_traffic)
         summary = results.summary(self._run, closed, scores, traffic, took_s)
         event = "round.finished" if closed.committed else "round.abandoned"
         facts = {"event": event, **asdict(summary)}
-        await asyncio.to_thread(self._folder.record, facts)
+        await in_background(self._folder.record, facts)
         self._last = summary if closed.committed else self._last
         logger.info(event, extra=log.facts(**asdict(summary)))
         self._report(facts)
-        self._spawn(self.notices.result(summary))
-        self._spawn(self.notices.model(self.model, self._run, closed.number))
-        await asyncio.to_thread(self.store.sweep, {self.model.digest})
+        self._crew.spawn(self.notices.result(summary))
+        self._crew.spawn(self.notices.model(self.model, self._run, closed.number))
+        await in_background(self.store.sweep, {self.model.digest})
         self._run_inbox.put_nowait(Evaluated())
 
     async def _end(self, ended: EndRun) -> None:
@@ -416,7 +416,7 @@ class Coordinator:
             "model_digest": ended.model,
             "state_dir": str(self.state_dir),
         }
-        await asyncio.to_thread(self._folder.record, facts)
+        await in_background(self._folder.record, facts)
         await self._show_round()
         logger.info("run.finished", extra=log.facts(rounds=ended.rounds, why=ended.why))
         self._report(facts)
@@ -455,6 +455,3 @@ class Coordinator:
         """Tell the log and whoever reads our events."""
         logger.info(event, extra=log.facts(**facts))
         self._report({"event": event, **facts})
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        self._tasks.create_task(work)

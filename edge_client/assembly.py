@@ -20,7 +20,7 @@ async def serve(
     Args:
         name: the client's id.
         part: which part of a built-in data set it holds, from 1; None reads it off the name.
-        threads: for training; None takes all cores.
+        threads: for training; None takes half the cores: other clients may be on this machine.
 
     Raises: FedmqError with what the operator can do about it.
     """
@@ -41,7 +41,7 @@ async def serve(
 def _trainer(settings: Settings, me: ClientId, part: int | None, threads: int | None) -> TorchTrainer:
     import torch
 
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // 2))
     spec = parts.data_spec(settings)
     index = part_of(me, settings.data.num_clients) if part is None else part
     data = datasets.client_data(spec, index - 1, settings.data.num_clients, me)

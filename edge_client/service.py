@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
@@ -10,6 +10,7 @@ import psutil
 from common import chunks, compression, limits, log
 from common.bus import Arrived, LinkDown, LinkUp
 from common.courier import Courier, Lanes
+from common.crew import Crew, in_background
 from common.driver import drive
 from common.errors import ConfigError, FedmqError
 from common.ids import COORDINATOR, ClientId, Digest
@@ -92,7 +93,7 @@ class Client:
         self.coordinator_boot: str | None = None
         self._inbox: asyncio.Queue[SessionEvent] = asyncio.Queue()
         self._over = asyncio.Event()
-        self._tasks = asyncio.TaskGroup()
+        self._crew = Crew()
         self._beats = 0
         self._is_down = False
         self._problem: FedmqError | None = None
@@ -106,16 +107,13 @@ class Client:
             self.topics.client(self.me, Kind.STATUS),
             self.topics.all_down(self.me),
         )
-        async with self.link, self.courier, self._tasks:
-            keepers = [
-                self._tasks.create_task(self._listen(), name="listen"),
-                self._tasks.create_task(self._beat(), name="heartbeat"),
-                self._tasks.create_task(drive(self.session, self._inbox, self._perform), name="session"),
-            ]
+        async with self.link, self.courier, self._crew as crew:
+            crew.spawn(self._listen(), name="listen")
+            crew.spawn(self._beat(), name="heartbeat")
+            crew.spawn(drive(self.session, self._inbox, self._perform), name="session")
             await self._over.wait()
             await self._show(Kind.STATUS, self.voice.status(Presence.OFFLINE), retain=True)
-            for keeper in keepers:
-                keeper.cancel()
+            crew.dismiss()
         if self._problem:
             raise self._problem
 
@@ -132,7 +130,7 @@ class Client:
                     self._log("broker.connected")
                     self.courier.link_up()
                     self._is_down = False
-                    self._spawn(self._announce())
+                    self._crew.spawn(self._announce())
                     self._inbox.put_nowait(LinkBack())
                 case LinkDown(why, next_try_s):
                     self.courier.link_down()
@@ -168,7 +166,7 @@ class Client:
             case Want(digest=digest):
                 refused = self.courier.wanted(ClientId(COORDINATOR), message)
                 if refused:
-                    self._spawn(self._tell(Unavailable(digest=digest, reason=refused)))
+                    self._crew.spawn(self._tell(Unavailable(digest=digest, reason=refused)))
             case Done(digest=digest):
                 self.courier.finished(ClientId(COORDINATOR), digest)
             case Unavailable(digest=digest, reason=reason):
@@ -193,21 +191,21 @@ class Client:
         if kind is Kind.COORDINATOR_STATUS:
             if status.state is Presence.ONLINE and status.boot != self.coordinator_boot:
                 self.coordinator_boot = status.boot
-                self._spawn(self._announce_later())
+                self._crew.spawn(self._announce_later())
         elif (status.state, status.boot) != (Presence.ONLINE, self.voice.boot) and not self._over.is_set():
-            self._spawn(self._announce())
+            self._crew.spawn(self._announce())
 
     # --- what is to be done -----------------------------------------------------------------------
 
     def _perform(self, effect: SessionEffect) -> None:
         match effect:
             case Fetch():
-                self._spawn(self._fetch(effect))
+                self._crew.spawn(self._fetch(effect))
             case Train(task):
-                self._spawn(self._train(task))
+                self._crew.spawn(self._train(task))
             case Offer(update):
                 self.courier.offer(update.delta, expected=(ClientId(COORDINATOR),))
-                self._spawn(self._tell(update))
+                self._crew.spawn(self._tell(update))
             case Decline(task, reason, detail):
                 logger.warning(
                     "task.declined", extra=log.facts(round=task.round, reason=reason, detail=detail)
@@ -215,7 +213,7 @@ class Client:
                 self.report(
                     {"event": "task.declined", "round": task.round, "reason": reason, "detail": detail}
                 )
-                self._spawn(
+                self._crew.spawn(
                     self._tell(Declined(run=task.run, round=task.round, reason=reason, detail=detail))
                 )
             case Drop(update, verdict):
@@ -251,7 +249,7 @@ class Client:
         self._log("task.started", round=task.round)
         self.report({"event": "task.started", "round": task.round})
         try:
-            update = await asyncio.to_thread(self._work, task)
+            update = await in_background(self._work, task)
         except DivergedError as error:
             self._inbox.put_nowait(Untrained(task.run, task.round, Reason.DIVERGED, str(error)))
         except Exception as error:  # whatever a user's own model or data raises: the client lives on
@@ -338,6 +336,3 @@ class Client:
 
     def _log(self, event: str, **facts: object) -> None:
         logger.info(event, extra=log.facts(**facts))
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        self._tasks.create_task(work)

@@ -40,6 +40,7 @@ ONLY_IN = {
         "compose/nursery.py",
         "coordinator/assembly.py",
         "edge_client/assembly.py",
+        "edge_client/optimizers.py",
         "edge_client/trainer.py",
     ),
     "typer": ("compose/",),

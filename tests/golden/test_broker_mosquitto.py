@@ -5,12 +5,12 @@ from pathlib import Path
 from broker.mosquitto import Setup, acl_text, conf_text
 
 HERE = Path(__file__).parent
-HOME = Setup(host="127.0.0.1", port=1883, directory="/run/fedmq", user="fedmq")
+HOME = Setup(host="127.0.0.1", port=1883, directory="/run/fedmq")
 AWAY = Setup(
     host="0.0.0.0",  # noqa: S104 - it is text
     port=1884,
     directory="/var/lib/fedmq",
-    user="fedmq",
+    user="root",
     ws_port=9001,
     persistent=True,
     observers=False,

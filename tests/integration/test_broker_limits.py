@@ -92,6 +92,16 @@ def test_more_connections_than_allowed_are_told_so():
     on_a_broker(story, bounds=Bounds(connections_max=1))
 
 
+def test_sessions_that_are_away_are_counted():
+    async def story(port):
+        for client_id in ("c1", "c2"):
+            await (await Raw.connected(port, client_id, clean=False)).leave()
+        assert await (await Raw.open(port)).introduce(connect("c3", clean=False)) == 3
+        assert await (await Raw.open(port)).introduce(connect("c2", clean=False)) == 0
+
+    on_a_broker(story, bounds=Bounds(sessions_max=2))
+
+
 def test_a_foreign_publish_is_acknowledged_and_dropped():
     async def story(port):
         observer = await Raw.connected(port, "observer-1")

@@ -166,7 +166,9 @@ def test_an_operator_introduces_itself_in_its_command(keys, operator, alice):
     stolen = sealed(alice, TOPICS.control, start)
     assert reason(ingress(keys).admit(TOPICS.control, stolen)) is Reason.UNKNOWN_KEY
     own = Start(command="c1", certificate=alice.certificate_der)
-    assert reason(ingress(keys).admit(TOPICS.control, sealed(alice, TOPICS.control, own))) is Reason.NOT_ALLOWED
+    assert (
+        reason(ingress(keys).admit(TOPICS.control, sealed(alice, TOPICS.control, own))) is Reason.NOT_ALLOWED
+    )
 
 
 def test_a_client_is_not_the_coordinator(door, alice):

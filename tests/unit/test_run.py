@@ -132,8 +132,15 @@ def test_an_abandoned_round_is_tried_again_under_a_new_number_and_three_in_a_row
     assert "3 rounds in a row" in ended.why
 
 
-def test_a_round_opens_only_when_enough_clients_are_back():
+def test_after_the_first_round_a_quorum_is_enough():
     machine = run_of(rounds=2)
+    play(machine, 3)
+    machine.handle(ClientLeft(A), 3)
+    assert machine.handle(Evaluated(), 4) == (OpenRound(2, model(1), (B,), 10.0), Assign(B))
+
+
+def test_a_round_opens_only_when_a_quorum_is_back():
+    machine = run_of(rounds=2, quorum_share=1.0)
     play(machine, 3)
     machine.handle(ClientLeft(A), 3)
     assert machine.handle(Evaluated(), 4) == (Gather(here=1, needed=2),)

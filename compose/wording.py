@@ -1,0 +1,123 @@
+"""How events read for people: pure."""
+
+from pathlib import Path
+
+from common.settings import Settings
+
+Event = dict[str, object]
+ROUNDS_LISTED = 10  # at the end; all of them are in the table and in metrics.jsonl
+BAR_CELLS = 20
+
+
+def title(settings: Settings) -> str:
+    """Say what is about to run."""
+    data, run = settings.data, settings.run
+    dealt = f", {data.partition}{f' {data.alpha:g}' if data.partition == 'dirichlet' else ''}"
+    return (
+        f"fedmq: {data.num_clients} clients train {settings.model.name} on {data.dataset}"
+        f"{'' if ':' in data.dataset else dealt}; {run.num_rounds} rounds of {run.strategy}"
+    )
+
+
+def cells(event: Event) -> dict[str, str]:
+    """Give a round's row: what it brought, and what it took."""
+    seconds, training = _number(event.get("seconds")), _number(event.get("train_seconds"))
+    return {
+        "round": str(event.get("round", "")),
+        "loss": _fixed(event.get("loss"), 4),
+        "accuracy": _fixed(event.get("accuracy"), 4),
+        "clients": str(event.get("clients", "")),
+        "train s": _fixed(training, 2),
+        "other s": _fixed(None if seconds is None or training is None else seconds - training, 2),
+        "up": _bytes(event.get("bytes_up")),
+        "down": _bytes(event.get("bytes_down")),
+    }
+
+
+def note(event: Event) -> str | None:
+    """Put what an operator should see into words."""
+    match event["event"]:
+        case "run.gathering":
+            return f"waiting for clients: {event['clients']} of {event['needed']} are here"
+        case "client.offline" if event["why"] != "offline":
+            return f"{event['client']} is away: {event['why']}"
+        case "client.exited":
+            return f"{event['client']} ended with exit code {event['code']}"
+        case "client.refused" | "update.refused" | "update.declined":
+            detail = f" ({event['detail']})" if event.get("detail") else ""
+            return f"{event['event']}: {event['client']}: {event['reason']}{detail}"
+        case "message.refused":
+            return f"a message on {event['topic']} was refused: {event['reason']} ({event['detail']})"
+        case "round.abandoned":
+            return f"round {event['round']} came to nothing: {event['outcome']}"
+        case "broker.unreachable":
+            return f"{event.get('part', 'here')}: no broker: {event['why']}; trying again"
+        case _:
+            return None
+
+
+def closing(event: Event, rounds: list[Event]) -> list[str]:
+    """Sum a run up, and say what to try next."""
+    done = f"{event['rounds']} rounds in {_fixed(event['seconds'], 1)} s"
+    ending = done if event["completed"] else f"ended after {done}: {event['why']}"
+    learnt = ", ".join(_fixed(each.get("accuracy"), 3) for each in rounds[-ROUNDS_LISTED:])
+    which = f"last {ROUNDS_LISTED} rounds" if len(rounds) > ROUNDS_LISTED else "round by round"
+    return [
+        ending,
+        f"accuracy {_fixed(event['accuracy'], 4)}, loss {_fixed(event['loss'], 4)}; {which}: {learnt}",
+        f"{_bytes(event['bytes_up'])} up, {_bytes(event['bytes_down'])} down",
+        f"model:  {event['model']}",
+        f"digest: {event['model_digest']}",
+        f"state:  {event['state_dir']}",
+    ]
+
+
+def observe(event: Event) -> list[str]:
+    """Say how to look at a broker that listens."""
+    host, port = event["host"], event["port"]
+    look = [f"look at the topics: mosquitto_sub -h {host} -p {port} -v -t 'fedmq/#'"]
+    if "keys_dir" in event:
+        look.append(f"ask or stop it: fedmq status --broker {host}:{port} --keys-dir {event['keys_dir']}")
+    return look
+
+
+def complaint(event: Event, state_dir: Path) -> str:
+    """Say why it failed, what to do, and where to read more."""
+    said = f"error: {event.get('part', 'demo')}: {event.get('error', 'it ended without a word')}"
+    advice = f"\n{event['advice']}" if event.get("advice") else ""
+    return f"{said}{advice}\nlogs: {state_dir / 'logs'}"
+
+
+def bar(accuracy: object) -> str:
+    """Draw an accuracy."""
+    return "█" * round((_number(accuracy) or 0.0) * BAR_CELLS)
+
+
+def next_commands() -> list[str]:
+    """Say what to try after a demo."""
+    return [
+        "",
+        "next:   fedmq demo --dataset fashion-mnist --model cnn --num-clients 10 --local-epochs 1",
+        "        fedmq demo --engine mosquitto",
+        "        fedmq --help",
+    ]
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _fixed(value: object, digits: int) -> str:
+    number = _number(value)
+    return "-" if number is None else f"{number:.{digits}f}"
+
+
+def _bytes(value: object) -> str:
+    size = _number(value)
+    if size is None:
+        return "-"
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.{0 if unit == 'B' else 2}f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
