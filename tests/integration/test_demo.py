@@ -175,7 +175,7 @@ def test_a_port_that_is_taken_is_named_with_its_holder(tmp_path):
         (("--optimizer", "nope"), 78, ("training.optimizer", "sgd")),
         (("--alpha", "-1"), 78, ("data.alpha",)),
         (("--num-clients", "0"), 78, ("data.num_clients",)),
-        (("--num-rounds", "many"), 2, ("many",)),
+        (("--num-rounds", "many"), 2, ("--num-rounds", "integer")),
         (("--nope",), 2, ("--nope",)),
         (("--data-option", "x"), 2, ("NAME=VALUE",)),
     ],
