@@ -4,12 +4,15 @@ What blocks (training, merging, disk) runs in a daemon thread: a process that is
 """
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 T = TypeVar("T")
+BACKGROUND = "background"
 
 
 class Crew:
@@ -64,5 +67,14 @@ async def in_background(function: Callable[..., T], /, *args: object) -> T:
         except RuntimeError:  # the loop has ended meanwhile
             return
 
-    threading.Thread(target=run, name=getattr(function, "__name__", "work"), daemon=True).start()
+    threading.Thread(target=run, name=BACKGROUND, daemon=True).start()
     return await future
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. Where work still runs in the background, without tearing the interpreter down under it."""
+    if any(thread.name == BACKGROUND for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

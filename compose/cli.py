@@ -237,7 +237,7 @@ def coordinator(
         ended = _run(serve(settings, hold=hold, report=shown.show))
     finally:
         shown.end()
-    if ended is not None and not ended.completed:
+    if ended is not None and not ended.completed and not hold:
         raise typer.Exit(130 if ended.why == "stopped" else 1)
 
 
@@ -414,7 +414,12 @@ def keys_issue(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    from common.crew import leave
+
+    try:
+        app()
+    except SystemExit as end:
+        leave(end.code if isinstance(end.code, int) else 0)
 
 
 # --- what the verbs share -------------------------------------------------------------------------

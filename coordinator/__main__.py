@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-import sys
 
 from common import log
+from common.crew import leave
 from common.settings import load
 from coordinator.assembly import serve
 
 settings = load()
 log.setup(settings.log.level, settings.log.format, settings.log.file)
 ended = asyncio.run(serve(settings, hold=False, report=lambda facts: print(json.dumps(facts), flush=True)))
-sys.exit(0 if ended and ended.completed else 1)
+leave(0 if ended and ended.completed else 1)

@@ -16,6 +16,7 @@ import psutil
 
 from support.patience import within
 
+ROOT = Path(__file__).parents[2]
 Event = dict[str, object]
 
 
@@ -30,8 +31,8 @@ class Fedmq:
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
-            cwd=cwd or Path(__file__).parents[2],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            cwd=cwd or ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
             start_new_session=True,
         )
         self.events: list[Event] = []
@@ -120,7 +121,7 @@ def finish(*arguments: str, seconds: float = 60) -> tuple[int, str, str]:
         text=True,
         stdin=subprocess.DEVNULL,
         timeout=within(seconds),
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr

@@ -1,0 +1,212 @@
+"""The parts in processes of their own, as an operator starts them; what they do when something breaks."""
+
+import json
+import socket
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from support.patience import within
+from support.require import need
+from support.running import fedmq, finish
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def parts():
+    """Start parts that end with the test: `parts("client", "--client-id", "client-1")`."""
+    with ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(fedmq(*arguments))
+
+
+@pytest.fixture
+def broker(parts):
+    """The address of a broker that runs."""
+    port = free_port()
+    parts("broker", "--port", port).wait_for("broker.listening")
+    return f"127.0.0.1:{port}"
+
+
+def status(broker: str) -> dict[str, object]:
+    _, shown, said = finish("status", "--broker", broker, "--json")
+    assert shown, said
+    return json.loads(shown)
+
+
+def test_start_status_config_watch_and_stop(parts, broker):
+    linked = ("--broker", broker)
+    coordinator = parts("coordinator", "--hold", "--num-clients", "2", *linked)
+    coordinator.wait_for("started")
+    clients = [parts("client", "--client-id", f"client-{n}", "--num-clients", "2", *linked) for n in (1, 2)]
+    for n in (1, 2):
+        coordinator.wait_for("client.online", client=f"client-{n}")
+    before = status(broker)
+    assert (before["coordinator"], before["phase"]) == ("online", "idle")
+    assert set(before["clients"]) == {"client-1", "client-2"}
+    assert finish("stop", *linked)[0] == 6  # there is nothing to stop
+
+    watching = parts("watch", *linked)
+    watching.wait_for("message", kind="status")
+    code, shown, said = finish("start", "--num-rounds", "2", *linked, "--json")
+    assert code == 0, said
+    run = json.loads(shown)["run"]
+    ended = coordinator.wait_for("run.finished")
+    assert (ended["rounds"], ended["completed"], ended["run"]) == (2, True, run)
+    watching.wait_for("message", kind="metrics", verified=True, round=2)
+    assert all(event["verified"] for event in watching.events)
+    assert not any(
+        "weights" in str(event) or event["topic"].split("/")[-2] == "up" for event in watching.events
+    )
+
+    code, shown, _ = finish("config", "show", "--running", *linked, "--json")
+    assert code == 0
+    assert json.loads(shown)["settings"]["data.num_clients"] == 2
+    assert status(broker)["phase"] == "over"
+
+    assert finish("start", "--num-rounds", "100000", *linked)[0] == 0
+    coordinator.wait_for("round.finished")
+    assert finish("start", *linked)[0] == 6  # one run at a time
+    assert finish("stop", *linked)[0] == 0
+    assert coordinator.wait_for("run.finished")["why"] == "stopped"
+    coordinator.interrupt()
+    assert coordinator.ended() == 0
+    for client in clients:
+        client.interrupt()
+        assert client.ended() == 0
+    assert finish("status", *linked)[0] == 4  # the coordinator said farewell
+
+
+@pytest.mark.parametrize("engine", ["amqtt", "mosquitto"])
+def test_a_broker_that_is_killed_and_comes_back_empty_only_delays_the_round(parts, engine):
+    if engine == "mosquitto":
+        need("mosquitto")
+    port = free_port()
+    linked = ("--broker", f"127.0.0.1:{port}")
+    first = parts("broker", "--port", port, "--engine", engine)
+    first.wait_for("broker.listening")
+    coordinator = parts("coordinator", "--num-clients", "2", "--num-rounds", "3", *linked)
+    coordinator.wait_for("started")
+    flags = ("--num-clients", "2", "--local-epochs", "60", *linked)
+    for n in (1, 2):
+        parts("client", "--client-id", f"client-{n}", *flags[:2], *linked)
+    coordinator.wait_for("round.finished", round=1)
+    first.put_down()
+    coordinator.wait_for("broker.unreachable")
+    parts("broker", "--port", port, "--engine", engine).wait_for("broker.listening")
+    assert coordinator.ended(120) == 0, coordinator.stderr
+    assert [event["clients"] for event in coordinator.named("round.finished")] == [2, 2, 2]
+    assert len(coordinator.named("broker.unreachable")) == 1  # said once
+
+
+def test_clients_may_come_before_the_coordinator_and_before_the_broker(parts, tmp_path):
+    port = free_port()
+    linked = ("--broker", f"127.0.0.1:{port}")
+    assert finish("keys", "issue", "client", "client-1")[0] == 0
+    client = parts("client", "--client-id", "client-1", "--num-clients", "1", *linked)
+    client.wait_for("broker.unreachable")
+    parts("broker", "--port", port).wait_for("broker.listening")
+    coordinator = parts("coordinator", "--num-clients", "1", "--num-rounds", "1", *linked)
+    assert coordinator.ended() == 0, coordinator.stderr
+
+
+def test_a_client_of_another_model_is_told_both_schemas(parts, broker):
+    linked = ("--broker", broker, "--num-clients", "1")
+    coordinator = parts("coordinator", "--model", "linear", *linked)
+    coordinator.wait_for("started")
+    code, _, said = finish("client", "--client-id", "client-1", "--model", "mlp", *linked)
+    assert code == 78, said
+    refused = coordinator.wait_for("client.refused", client="client-1")
+    assert refused["reason"] == "wrong-schema"
+    theirs, ours = refused["detail"].split("the schema ")[1].split(",")[0], refused["detail"].split()[-1]
+    assert theirs in said
+    assert ours in said
+    assert theirs != ours
+
+
+def test_a_client_whose_loss_is_not_a_number_declines_and_the_round_goes_on(parts, broker):
+    data = ("--dataset", "support.troubled:one_has_nan", "--model", "linear")
+    linked = ("--broker", broker, "--num-clients", "3", *data)
+    coordinator = parts("coordinator", "--num-rounds", "2", *linked)
+    coordinator.wait_for("started")
+    clients = {n: parts("client", "--client-id", f"client-{n}", *linked) for n in (1, 2, 3)}
+    assert coordinator.ended() == 0, coordinator.stderr
+    assert [event["clients"] for event in coordinator.named("round.finished")] == [2, 2]
+    assert coordinator.named("round.finished")[0]["refused"] == {"diverged": 1}
+    assert clients[1].wait_for("task.declined")["reason"] == "diverged"
+
+
+def test_a_model_that_always_diverges_ends_the_run_in_words(parts, broker):
+    linked = ("--broker", broker, "--num-clients", "2", "--model", "support.troubled:explodes")
+    coordinator = parts("coordinator", *linked)
+    coordinator.wait_for("started")
+    for n in (1, 2):
+        parts("client", "--client-id", f"client-{n}", *linked)
+    assert coordinator.ended() == 1
+    ended = coordinator.events[-1]
+    assert (ended["event"], ended["rounds"]) == ("run.finished", 0)
+    assert "3 rounds in a row" in ended["why"]
+
+
+def test_a_client_that_vanishes_and_returns_takes_part_again(parts, broker):
+    linked = ("--broker", broker, "--num-clients", "2")
+    coordinator = parts("coordinator", "--num-rounds", "8", "--local-epochs", "100", *linked)
+    coordinator.wait_for("started")
+    vanishing = parts("client", "--client-id", "client-1", *linked)
+    parts("client", "--client-id", "client-2", *linked)
+    coordinator.wait_for("round.finished", round=1)
+    vanishing.put_down()
+    coordinator.wait_for("client.offline", client="client-1")
+    parts("client", "--client-id", "client-1", *linked)
+    assert coordinator.ended(120) == 0, coordinator.stderr
+    assert len(coordinator.named("round.finished")) == 8
+    assert coordinator.named("round.finished")[-1]["clients"] == 2
+
+
+def test_two_coordinators_cannot_share_a_state_directory(parts, broker):
+    parts("coordinator", "--hold", "--broker", broker).wait_for("started")
+    code, _, said = finish("coordinator", "--hold", "--broker", broker)
+    assert code == 6
+    assert "in use by the process" in said
+
+
+def test_an_idle_client_ends_at_once_and_one_in_training_too(parts, broker):
+    linked = ("--broker", broker, "--num-clients", "1")
+    coordinator = parts("coordinator", "--local-epochs", "9000", *linked)
+    coordinator.wait_for("started")
+    client = parts("client", "--client-id", "client-1", *linked)
+    client.wait_for("task.started")
+    began = time.monotonic()
+    client.interrupt()
+    assert client.ended(within(30)) == 0
+    coordinator.wait_for("client.offline", client="client-1", why="offline")
+    assert time.monotonic() - began < within(30)  # the training would have taken minutes
+
+
+def test_a_key_that_is_not_here_is_named_with_what_to_do(tmp_path):
+    code, _, said = finish("client", "--client-id", "client-1", "--keys-dir", tmp_path)
+    assert code == 78
+    assert "fedmq keys issue client client-1" in said
+
+
+def test_keys_for_another_machine_are_three_files(tmp_path):
+    code, shown, said = finish("keys", "issue", "client", "ward-7", "--keys-dir", tmp_path)
+    assert code == 0, said
+    for name in ("client-ward-7.key", "client-ward-7.pem", "root.pem"):
+        assert name in shown
+        assert Path(tmp_path, name).is_file()
+    assert Path(tmp_path, "client-ward-7.key").stat().st_mode & 0o777 == 0o600
+    assert finish("keys", "issue", "nobody", "x", "--keys-dir", tmp_path)[0] == 2
+    assert finish("keys", "issue", "client", "coordinator", "--keys-dir", tmp_path)[0] == 78
+
+
+def test_no_process_of_ours_is_left():
+    assert not [
+        one for one in psutil.Process().children(recursive=True) if "compose" in " ".join(one.cmdline())
+    ]
