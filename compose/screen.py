@@ -161,13 +161,13 @@ class LiveTable:
         self._live.update(Group(self._table(rows), *notes, now), refresh=True)
 
     def _table(self, rows: int) -> Table:
-        table = Table(title=self._title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+        table = Table(title=self._title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         with_bars = self._console.width >= WIDTH_FOR_BARS
         for name in wording.cells({}):
             table.add_column(name, justify="right", no_wrap=True)
         if with_bars:
             table.add_column("learnt", min_width=wording.BAR_CELLS, no_wrap=True, style="green")
         for event in self._rounds[-rows:]:
-            bar = [wording.bar(event.get("accuracy"))] if with_bars else []
+            bar = [wording.bar(wording.score(event, "accuracy"))] if with_bars else []
             table.add_row(*wording.cells(event).values(), *bar)
         return table

@@ -24,8 +24,8 @@ def cells(event: Event) -> dict[str, str]:
     seconds, training = _number(event.get("seconds")), _number(event.get("train_seconds"))
     return {
         "round": str(event.get("round", "")),
-        "loss": _fixed(event.get("loss"), 4),
-        "accuracy": _fixed(event.get("accuracy"), 4),
+        "loss": _fixed(score(event, "loss"), 4),
+        "accuracy": _fixed(score(event, "accuracy"), 4),
         "clients": str(event.get("clients", "")),
         "train s": _fixed(training, 2),
         "other s": _fixed(None if seconds is None or training is None else seconds - training, 2),
@@ -34,9 +34,17 @@ def cells(event: Event) -> dict[str, str]:
     }
 
 
+def score(event: Event, name: str) -> object:
+    """Take the coordinator's own score, or where it has no test data the clients' of the round's base."""
+    central = event.get(name)
+    return event.get(f"local_{name}") if central is None else central
+
+
 def note(event: Event) -> str | None:
     """Put what an operator should see into words."""
     match event["event"]:
+        case "run.started" if not event["central_test"]:
+            return "no central test data: loss and accuracy are the clients' own, of the model a round starts from"
         case "run.gathering":
             return f"waiting for clients: {event['clients']} of {event['needed']} are here"
         case "client.offline" if event["why"] != "offline":
@@ -60,11 +68,11 @@ def closing(event: Event, rounds: list[Event]) -> list[str]:
     """Sum a run up, and say what to try next."""
     done = f"{event['rounds']} rounds in {_fixed(event['seconds'], 1)} s"
     ending = done if event["completed"] else f"ended after {done}: {event['why']}"
-    learnt = ", ".join(_fixed(each.get("accuracy"), 3) for each in rounds[-ROUNDS_LISTED:])
+    learnt = ", ".join(_fixed(score(each, "accuracy"), 3) for each in rounds[-ROUNDS_LISTED:])
     which = f"last {ROUNDS_LISTED} rounds" if len(rounds) > ROUNDS_LISTED else "round by round"
     return [
         ending,
-        f"accuracy {_fixed(event['accuracy'], 4)}, loss {_fixed(event['loss'], 4)}; {which}: {learnt}",
+        f"accuracy {_fixed(_last(rounds, 'accuracy'), 4)}, loss {_fixed(_last(rounds, 'loss'), 4)}; {which}: {learnt}",
         f"{_bytes(event['bytes_up'])} up, {_bytes(event['bytes_down'])} down",
         f"model:  {event['model']}",
         f"digest: {event['model_digest']}",
@@ -93,6 +101,10 @@ def bar(accuracy: object) -> str:
     return "█" * round((_number(accuracy) or 0.0) * BAR_CELLS)
 
 
+def _last(rounds: list[Event], name: str) -> object:
+    return score(rounds[-1], name) if rounds else None
+
+
 def next_commands() -> list[str]:
     """Say what to try after a demo."""
     return [
@@ -118,6 +130,6 @@ def _bytes(value: object) -> str:
         return "-"
     for unit in ("B", "kB", "MB"):
         if size < 1000:
-            return f"{size:.{0 if unit == 'B' else 2}f} {unit}"
+            return f"{size:.{0 if unit == 'B' else 1}f} {unit}"
         size /= 1000
-    return f"{size:.2f} GB"
+    return f"{size:.1f} GB"

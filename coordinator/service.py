@@ -321,7 +321,7 @@ class Coordinator:
         self._run_began, self._run_traffic, self._last = time.monotonic(), self._traffic(), None
         await in_background(self._folder.create, self.policy.config)
         await in_background(self._folder.save, self.model.schema, self.model.vector, self.machine.number)
-        self._log("run.started", run=self._run, rounds=rounds)
+        self._log("run.started", run=self._run, rounds=rounds, central_test=self.evaluate is not None)
         self._run_inbox.put_nowait(Started(self.model.digest, rounds))
 
     async def _assign(self, client: ClientId) -> None:

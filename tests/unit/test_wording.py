@@ -1,0 +1,99 @@
+"""How events read, and what a terminal of any width shows of them."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from common.settings import Settings
+from compose import wording
+from compose.screen import LiveTable
+
+ROUND = {
+    "event": "round.finished",
+    "round": 3,
+    "loss": 0.25,
+    "accuracy": 0.91234,
+    "clients": 3,
+    "seconds": 1.5,
+    "train_seconds": 1.2,
+    "bytes_up": 19_960_440,
+    "bytes_down": 999,
+}
+RUN = {
+    "event": "run.finished",
+    "rounds": 3,
+    "completed": True,
+    "why": "",
+    "seconds": 4.5,
+    "bytes_up": 2_000_000_000,
+    "bytes_down": 1,
+    "model": "/somewhere/deep/" + "x" * 100 + "/model.safetensors",
+    "model_digest": "d" * 64,
+    "state_dir": "/somewhere",
+}
+
+
+def test_a_round_reads_in_eight_cells():
+    assert list(wording.cells(ROUND).values()) == [
+        "3",
+        "0.2500",
+        "0.9123",
+        "3",
+        "1.20",
+        "0.30",
+        "20.0 MB",
+        "999 B",
+    ]
+
+
+def test_what_is_not_known_is_a_dash():
+    assert list(wording.cells({"round": 1}).values())[1:] == ["-", "-", "", "-", "-", "-", "-"]
+
+
+def test_without_central_scores_the_clients_are_shown():
+    event = {**ROUND, "loss": None, "accuracy": None, "local_loss": 2.0, "local_accuracy": 0.5}
+    assert list(wording.cells(event).values())[1:3] == ["2.0000", "0.5000"]
+
+
+def test_only_the_last_rounds_are_listed_at_the_end():
+    lines = "\n".join(wording.closing(RUN, [{**ROUND, "accuracy": n / 100} for n in range(40)]))
+    assert "last 10 rounds: 0.300, 0.310" in lines
+    assert "0.290" not in lines
+    assert "2.0 GB up, 1 B down" in lines
+
+
+def test_a_run_that_was_ended_says_why():
+    assert "ended after 3 rounds in 4.5 s: stopped" in wording.closing(
+        {**RUN, "completed": False, "why": "stopped"}, []
+    )
+
+
+@pytest.mark.parametrize("event", ["client.online", "task.started", "update.judged", "client.forked"])
+def test_what_goes_well_is_not_remarked_upon(event):
+    assert wording.note({"event": event}) is None
+
+
+def test_a_failure_says_why_and_what_to_do(tmp_path):
+    said = wording.complaint({"part": "broker", "error": "port taken", "advice": "choose another"}, tmp_path)
+    assert said.splitlines() == ["error: broker: port taken", "choose another", f"logs: {tmp_path / 'logs'}"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_table_fits_its_terminal_and_paths_stay_whole(tmp_path, width):
+    out = io.StringIO()
+    screen = LiveTable(Console(file=out, width=width, height=20, force_terminal=True, color_system=None))
+    screen.begin(Settings(), tmp_path)
+    for number in range(1, 31):
+        screen.show({**ROUND, "round": number})
+    screen.show(RUN)
+    screen.end(["next: more"])
+    painted, _, left = out.getvalue().rpartition("fedmq: 3 clients")
+    assert painted.count("fedmq: 3 clients") >= 30  # once an event
+    rows = [line.split() for line in left.splitlines()]
+    assert [row[0] for row in rows if len(row) > 8 and row[0].isdigit()] == [
+        str(number) for number in range(1, 31)
+    ]
+    assert "…" not in left
+    assert RUN["model"] in left  # in one piece, to be copied
+    assert "next: more" in left
