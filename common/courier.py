@@ -102,6 +102,7 @@ class Courier:
         self._clock, self._chance = clock, chance
         self._downloads: dict[str, _Download] = {}  # by the digest's digits in topics
         self._uploads: dict[str, _Upload] = {}  # by digest
+        self._turns = asyncio.Semaphore(limits.OPEN_TRANSFERS_MAX)  # of the downloads, one each
         self._crew = Crew()
 
     async def __aenter__(self) -> Self:
@@ -130,7 +131,8 @@ class Courier:
     async def fetch(self, manifest: Manifest, *, want: Tell, frames: str | None = None) -> Digest:
         """Have a blob in the store; callers share one transfer, and each call asks the sender anew.
 
-        `frames` is the topic that it is broadcast on. Once nobody waits, a part stays on disk.
+        `frames` is the topic that it is broadcast on. Once nobody waits, a part stays on disk. Where
+        `OPEN_TRANSFERS_MAX` are open, it begins when one of them ends.
         Raises: StorageFullError; TransportError where the broker refuses the subscription; TransferError for
         a manifest that cannot be, or a blob that is not to be had.
         """
@@ -138,10 +140,12 @@ class Courier:
         if self._store.has(digest):
             return digest
         key = digest[:DIGEST_DIGITS]
-        download = self._downloads.get(key)
-        if download is None:
-            download = self._downloads[key] = self._open(manifest, want, frames)
-        elif download.machine.manifest != manifest:
+        if key not in self._downloads:
+            await self._open(key, manifest, want, frames)
+        if self._store.has(digest):
+            return digest  # it came while this call waited for its turn
+        download = self._downloads[key]
+        if download.machine.manifest != manifest:
             raise TransferError(f"blob {digest[:12]} is being fetched by another manifest")
         download.waiting += 1
         try:
@@ -229,14 +233,22 @@ class Courier:
 
     # --- inside ---
 
-    def _open(self, manifest: Manifest, want: Tell, frames: str | None) -> _Download:
+    async def _open(self, key: str, manifest: Manifest, want: Tell, frames: str | None) -> None:
+        """Begin a download when it is its turn; it may have been begun by then."""
         if (reason := chunks.check(manifest)) is not None:
             raise TransferError(f"blob {manifest.digest[:12]} is refused: {reason}")
-        if len(self._downloads) >= limits.OPEN_TRANSFERS_MAX:
-            raise TransferError(f"{limits.OPEN_TRANSFERS_MAX} transfers are open already")
-        part = self._store.open_part(manifest)
-        machine = Receiver(manifest, self._chance, part.have())
-        return _Download(machine, part, want, frames, asyncio.get_running_loop().create_future())
+        await self._turns.acquire()
+        try:
+            if key not in self._downloads and not self._store.has(manifest.digest):
+                part = self._store.open_part(manifest)
+                machine = Receiver(manifest, self._chance, part.have())
+                done: asyncio.Future[Digest] = asyncio.get_running_loop().create_future()
+                self._downloads[key] = _Download(machine, part, want, frames, done)
+                return
+        except BaseException:
+            self._turns.release()
+            raise
+        self._turns.release()
 
     def _receive(self, download: _Download, event: ReceiverEvent) -> None:
         if download.done.done():
@@ -311,6 +323,7 @@ class Courier:
 
     async def _drop(self, key: str, download: _Download) -> None:
         del self._downloads[key]
+        self._turns.release()
         download.done.cancel()
         _disarm(download)
         if download.frames is not None:

@@ -31,11 +31,12 @@ class Crew:
     ) -> None:
         await self._group.__aexit__(kind, error, trace)
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str | None = None) -> None:
-        """Begin a task."""
+    def spawn(self, work: Coroutine[Any, Any, None], name: str | None = None) -> asyncio.Task[None]:
+        """Begin a task; a caller may cancel it, and the others go on."""
         task = self._group.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def dismiss(self) -> None:
         """Cancel every task."""

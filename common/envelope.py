@@ -15,11 +15,11 @@ from common import codec, limits
 from common.errors import DecodeError
 from common.identity import Identity, Peer
 from common.ids import Boot
+from common.keys import KID_BYTES
 from common.messages import Count, Name, Text
 
 VERSION = 1
 DOMAIN = b"fedmq-envelope-v1"
-KID_BYTES = 16
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -111,7 +111,7 @@ class TransportError(FedmqError):
 
 
 class TransitionError(FedmqError):
-    """This is a bug in fedmq; please report it with the story below."""
+    """This is a bug in fedmq; please report it with the traceback from the log."""
 
     exit_code = 70
 

@@ -119,7 +119,7 @@ class Run(Group):
     strategy: str = Field(
         default="fedavg", description="strategy: a built-in name or package.module:attribute"
     )
-    codec: Literal["none", "fp16"] = Field(default="none", description="how models and updates become bytes")
+    codec: Literal["none", "fp16"] = Field(default="none", description="how updates become bytes")
     cohort_size: int | None = Field(
         default=None, ge=1, le=100_000, description="clients asked in a round; unset: all that are online"
     )
@@ -158,12 +158,6 @@ class Link(Group):
     brokers: Brokers = Field(
         default=("127.0.0.1:1883",), description="HOST:PORT of the brokers, tried in turn"
     )
-
-    @property
-    def addresses(self) -> tuple[tuple[str, int], ...]:
-        """The brokers as host and port; an IPv6 host without its brackets."""
-        parts = (broker.rpartition(":") for broker in self.brokers)
-        return tuple((host.strip("[]"), int(port)) for host, _, port in parts)
 
 
 class Log(Group):

@@ -3,7 +3,8 @@
     topic of ours -> size -> shape -> known key -> signature -> may this role say this here -> replay ->
     strict decode
 
-No stage runs before the one ahead of it has passed. Chunk frames carry no signature: their hashes stand in a
+No stage runs before the one ahead of it has passed. Lines skip the replay: retained ones are meant to be heard
+again, and `common.presence` tells old starts from new ones. Chunk frames carry no signature: their hashes stand in a
 signed manifest, so they leave after the first two stages as `Frame`.
 """
 
@@ -77,6 +78,12 @@ class Refused:
     topic: str
     reason: Reason
     detail: str
+    count: int  # of this reason so far
+
+    @property
+    def is_news(self) -> bool:
+        """Tell whether to say so: of each reason the 1st, 2nd, 4th, 8th ..., for a flood must not fill the log."""
+        return self.count & (self.count - 1) == 0
 
 
 class Ingress:
@@ -96,7 +103,8 @@ class Ingress:
             return self._admit(topic, data)
         except _Refusal as refusal:
             self.refusals[refusal.reason] += 1
-            return Refused(topic[: limits.TOPIC_BYTES_MAX], refusal.reason, refusal.detail)
+            count = self.refusals[refusal.reason]
+            return Refused(topic[: limits.TOPIC_BYTES_MAX], refusal.reason, refusal.detail, count)
 
     def _admit(self, topic: str, data: bytes) -> Said | Frame:
         place = topics.parse(topic)

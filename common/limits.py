@@ -1,4 +1,4 @@
-"""Every limit, with its name and its unit: what bounds each message, queue, wait and store."""
+"""The limits on what travels, waits and is stored; those of one machine or one verb stand in its own file."""
 
 # Messages
 LINE_BYTES_MAX = 16 * 1024  # one signed JSON line
@@ -30,8 +30,7 @@ REPAIR_MAX_S = 60.0
 REPAIR_BUDGET = 3  # times the blob's size, per receiver and blob
 PART_CHUNKS_UNSYNCED_MAX = 16  # so many chunks, or
 PART_UNSYNCED_S = 1.0  # so long: what came goes to disk for good
-OPEN_TRANSFERS_MAX = 64
-UPLOADS_AT_ONCE = 8
+OPEN_TRANSFERS_MAX = 64  # being received at once; further ones wait for their turn
 
 # Models
 MODEL_ELEMENTS_MAX = BLOB_BYTES_MAX // 4  # float32 values
@@ -68,12 +67,7 @@ RETAINED_MESSAGES_MAX = 10_000
 RETAINED_BYTES_MAX = 64 * 1024 * 1024
 OFFLINE_MESSAGES_MAX = 1000
 OFFLINE_BYTES_MAX = 16 * 1024 * 1024
-TAKEOVER_S = 2.0
-
-# Identity
-ROOT_DAYS = 20 * 365
-CERTIFICATE_DAYS = 5 * 365
-PEERS_MAX = 65_536  # known at once; above it new ones are refused
+TAKEOVER_S = 2.0  # for an old connection to end before a new one of the same client id is let in
 CONNECTIONS_MAX = 4096
 SESSIONS_MAX = 8192  # connected ones, and persistent ones that are away
 INBOX_PACKETS_MAX = 64  # of one connection, read and not yet handled; above it reading pauses
@@ -90,3 +84,8 @@ BROKER_QUEUED_MAX = (
     10_000  # Mosquitto: messages that wait for one client; its own default of 1000 drops silently
 )
 BROKER_SAVE_S = 60
+
+# Identity
+ROOT_DAYS = 20 * 365
+CERTIFICATE_DAYS = 5 * 365
+PEERS_MAX = 65_536  # known at once; above it new ones are refused

@@ -57,7 +57,7 @@ class Line:
             return None
         try:
             return base64.b64decode(message.certificate, validate=True)
-        except binascii.Error:
+        except ValueError:  # not base64, or not ASCII
             return None
 
 

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from common import limits
-from common.ids import DIGEST, NAME, Boot, ClientId, Digest, RunId
+from common.ids import DIGEST, NAME, Boot, ClientId, RunId
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Real = Annotated[float, Meta(ge=-1e300, le=1e300)]
@@ -328,15 +328,3 @@ LINE = (
     | Answer
     | ConfigLine
 )
-
-
-def manifest_of(line: ModelLine, hashes: bytes) -> Manifest:
-    """Take the blob's manifest out of a model line; `hashes` is decoded from its base64."""
-    return Manifest(
-        digest=Digest(line.digest),
-        size=line.size,
-        chunk=line.chunk,
-        hashes=hashes,
-        codec=line.codec,
-        schema=line.schema,
-    )

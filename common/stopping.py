@@ -1,10 +1,11 @@
 """How a process is asked to end: SIGINT once gently, twice at once; SIGTERM at once; and the leash.
 
-The leash is a pipe whose other end the parent holds: when the parent is gone, however it went, reading ends.
+A leash is a pipe whose other end the parent holds: when the parent is gone, however it went, reading ends.
 """
 
 import asyncio
 import os
+import select
 import signal
 import threading
 import time
@@ -26,11 +27,11 @@ def on_signals(gently: Callable[[], None], at_once: Callable[[], None]) -> None:
     loop.add_signal_handler(signal.SIGTERM, at_once)
 
 
-def leash(handle: int) -> None:
-    """End this process when the other end of the pipe `handle` is closed: in order, then by force."""
+def leash(*handles: int) -> None:
+    """End this process when the other end of one of these pipes is closed: in order, then by force."""
 
     def watch() -> None:
-        while os.read(handle, 1024):
+        while all(os.read(handle, 1024) for handle in select.select(handles, [], [])[0]):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(LEASH_GRACE_S)

@@ -4,6 +4,7 @@ What is lost with the link is not repeated here: the machines say it again when 
 """
 
 import base64
+from contextlib import suppress
 
 from common import codec, envelope, lines
 from common.bus import Bus
@@ -26,8 +27,8 @@ class Voice:
         self.bytes_out = 0  # payloads
         self._sequence = 0
 
-    async def tell(self, bus: Bus, topic: str, message: Message) -> bool:
-        """Say something in an envelope; False where the link was down."""
+    async def tell(self, bus: Bus, topic: str, message: Message) -> None:
+        """Say something in an envelope."""
         self._sequence += 1
         header = envelope.Header(
             federation=self.topics.federation,
@@ -38,11 +39,11 @@ class Voice:
         )
         kind = str(message.__struct_config__.tag)
         sealed = envelope.seal(self.identity, topic, kind, header, codec.encode(message))
-        return await self._publish(bus, topic, sealed, qos=1, retain=False)
+        await self._publish(bus, topic, sealed, qos=1, retain=False)
 
-    async def show(self, bus: Bus, topic: str, message: Message, *, retain: bool, qos: int = 1) -> bool:
-        """Say something as a line for everybody; False where the link was down."""
-        return await self._publish(bus, topic, self.line(topic, message), qos=qos, retain=retain)
+    async def show(self, bus: Bus, topic: str, message: Message, *, retain: bool, qos: int = 1) -> None:
+        """Say something as a line for everybody."""
+        await self._publish(bus, topic, self.line(topic, message), qos=qos, retain=retain)
 
     def line(self, topic: str, message: Message) -> bytes:
         """Write a line without sending it."""
@@ -64,10 +65,7 @@ class Voice:
         """The certificate as text, for lines that introduce."""
         return base64.b64encode(self.identity.certificate_der).decode("ascii")
 
-    async def _publish(self, bus: Bus, topic: str, data: bytes, *, qos: int, retain: bool) -> bool:
+    async def _publish(self, bus: Bus, topic: str, data: bytes, *, qos: int, retain: bool) -> None:
         self.bytes_out += len(data)
-        try:
+        with suppress(TransportError):
             await bus.publish(topic, data, qos=qos, retain=retain)
-        except TransportError:
-            return False
-        return True

@@ -288,7 +288,7 @@ def start(
     from common.messages import Start
 
     _command(
-        _load(config, **_part_flags(locals())),
+        _load(config, **_part_flags(locals()), run__num_rounds=num_rounds),
         lambda it, us: Start(command=it, certificate=us, rounds=num_rounds),
         as_json=as_json,
     )

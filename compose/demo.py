@@ -1,6 +1,7 @@
 """Everything on one machine, in processes of their own: broker, coordinator, clients; one table.
 
-Ctrl-C once ends the run after the open round, twice at once. No process is left behind, whatever happens: all
+Ctrl-C once ends the run after the open round, twice at once. Where clients ended by themselves and too few are
+left for a round, nobody could bring new ones: the demo fails. No process is left behind, whatever happens: all
 of them hang on the leash that the demo holds (`compose.nursery`).
 """
 
@@ -22,6 +23,8 @@ from common.ids import COORDINATOR, OPERATOR
 from common.settings import Settings, default_state
 from compose import nursery, wording
 from compose.screen import Screen
+from coordinator.assembly import run_policy
+from coordinator.run import RunPolicy
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -33,9 +36,12 @@ class Demo:
 
     screen: Screen
     process: subprocess.Popen[str]
+    policy: RunPolicy
     coordinator: int | None = None
     interrupts: int = 0
     terminated: bool = False
+    clients: set[str] = field(default_factory=set)  # that run
+    needed: int = 0  # of them, for the next round
     finished: dict[str, object] = field(default_factory=dict)
     failed: dict[str, object] = field(default_factory=dict)
 
@@ -44,7 +50,8 @@ class Demo:
         self.interrupts += 1
         if self.interrupts == 1 and self.coordinator is not None:
             self.screen.say("stopping after this round; Ctrl-C again stops now")
-            os.kill(self.coordinator, signal.SIGINT)
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                os.kill(self.coordinator, signal.SIGINT)
         else:
             self.process.terminate()
 
@@ -58,11 +65,36 @@ class Demo:
         match event.get("event"):
             case "coordinator.forked":
                 self.coordinator = int(str(event["pid"]))
+                self.needed = self.policy.wait_for
+            case "client.forked":
+                self.clients.add(str(event["client"]))
+            case "round.started":
+                self.needed = self.policy.quorum(self.policy.wait_for)
+            case "client.exited":
+                self.clients.discard(str(event["client"]))
             case "run.finished":
                 self.finished = event
             case "failed" if not self.failed:
                 self.failed = event
         self.screen.show(event)
+        if event.get("event") == "client.exited" and len(self.clients) < self.needed:
+            error = f"{len(self.clients)} clients are left, a round takes {self.needed}"
+            self.failed = self.failed or {"error": error, "code": 1}
+            self.process.terminate()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the operator wants it to end."""
+        return self.interrupts > 0 or self.terminated
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether something else than the operator ended the run early."""
+        return (
+            not self.is_stopped
+            and not self.finished.get("completed")
+            and bool(self.failed or not self.finished)
+        )
 
     def exit_code(self) -> int:
         """Say how it went."""
@@ -70,7 +102,7 @@ class Demo:
             return TERMINATED
         if self.interrupts:
             return INTERRUPTED
-        if self.finished:
+        if self.finished and not self.has_failed:
             return 0 if self.finished["completed"] else 1
         return int(str(self.failed.get("code", 1)))
 
@@ -93,7 +125,7 @@ def run(settings: Settings, screen: Screen, *, threads: int | None = None) -> in
 def _run(settings: Settings, state_dir: Path, screen: Screen, threads: int) -> int:
     screen.begin(settings, state_dir)
     process = _start(state_dir)
-    demo = Demo(screen, process)
+    demo = Demo(screen, process, run_policy(settings))
     handlers = {signal.SIGINT: demo.interrupted, signal.SIGTERM: demo.terminate}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -101,15 +133,15 @@ def _run(settings: Settings, state_dir: Path, screen: Screen, threads: int) -> i
         assert process.stdout is not None
         process.stdin.write(nursery.start_line(settings, state_dir, threads))
         process.stdin.flush()
-        _provision(settings)  # while the nursery imports torch
+        _provision(settings, demo)  # while the nursery imports torch
         for line in process.stdout:
             demo.hear(json.loads(line))
     finally:
         _put_down(process)
         for number, handler in before.items():
             signal.signal(number, handler)
-        screen.end(wording.next_commands() if demo.finished else ())
-    if not demo.finished and not demo.interrupts and not demo.terminated:
+        screen.end(wording.next_commands() if demo.finished and not demo.has_failed else ())
+    if demo.has_failed:
         screen.fail(demo.failed, state_dir)
     return demo.exit_code()
 
@@ -130,12 +162,14 @@ def _threads_each(num_clients: int) -> int:
     return max(1, (os.cpu_count() or 1) // num_clients)
 
 
-def _provision(settings: Settings) -> None:
-    """Make a key for everybody."""
+def _provision(settings: Settings, demo: Demo) -> None:
+    """Make a key for everybody, unless the operator does not want the demo any more."""
     keys_dir = parts.keys_dir(settings)
     identity.load(keys_dir, Role.COORDINATOR, COORDINATOR)
     identity.load(keys_dir, Role.OPERATOR, OPERATOR)
     for number in range(1, settings.data.num_clients + 1):
+        if demo.is_stopped:
+            return
         identity.load(keys_dir, Role.CLIENT, f"client-{number}")
 
 

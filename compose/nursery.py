@@ -5,7 +5,8 @@
     demo <--events, one JSON object a line-- all of them
 
 Nothing here runs a thread, an event loop or a tensor operation before the last fork: what is forked must
-start clean. Standard input is the leash: when the demo is gone, however it went, every part of it ends.
+start clean. Standard input is the leash: when the demo is gone, however it went, every part of it ends. A pipe
+from the nursery is another. Events have a handle of their own: what plug-ins print goes to the log.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from common.errors import FedmqError, cause_of
 from common.settings import Settings
 
 GRACE_S = 5.0  # for parts to end in order, before they are killed
+TEXT_CHARACTERS = 300  # of a text in an event that would be too long; in JSON one may take six bytes
 
 Main = Callable[["Part"], Coroutine[None, None, int]]
 
@@ -35,10 +37,22 @@ class Part:
     """One part of the demo, in its own process: how it is called and how it reports."""
 
     name: str
+    events: int  # handle of the pipe that all parts write to
 
     def report(self, facts: dict[str, object]) -> None:
-        """Write one event; a line this short goes through a pipe in one piece."""
-        os.write(1, (json.dumps({**facts, "part": self.name}) + "\n").encode())
+        """Write one event, so short that it goes through a pipe in one piece."""
+        line = _line({**facts, "part": self.name})
+        if len(line) > select.PIPE_BUF:
+            line = _line({**{name: _shortened(value) for name, value in facts.items()}, "part": self.name})
+        os.write(self.events, line)
+
+
+def _line(facts: dict[str, object]) -> bytes:
+    return (json.dumps(facts) + "\n").encode()
+
+
+def _shortened(value: object) -> object:
+    return value[:TEXT_CHARACTERS] if isinstance(value, str) else value
 
 
 def outcome(part: Part, work: Callable[[], int]) -> int:
@@ -55,6 +69,7 @@ def outcome(part: Part, work: Callable[[], int]) -> int:
         part.report({"event": "failed", "error": said, "advice": advice, "code": code})
         return code
     finally:
+        sys.stdout.flush()
         sys.stderr.flush()
 
 
@@ -64,13 +79,15 @@ class Brood:
 
     logs: Path
     level: str
+    demo: Part  # speaks for all of them
     pids: dict[int, str] = field(default_factory=dict)
+    leash: tuple[int, int] = field(default_factory=os.pipe)  # closed by our end, however it comes
 
     def fork(self, name: str, main: Main) -> int:
         """Run `main` in a process of its own."""
         pid = os.fork()
         if pid == 0:
-            os._exit(self._live(Part(name), main))
+            os._exit(self._live(Part(name, self.demo.events), main))
         self.pids[pid] = name
         return pid
 
@@ -79,7 +96,9 @@ class Brood:
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         log.setup(self.level, "console", self.logs / f"{part.name}.log")
-        stopping.leash(0)
+        ours, parents = self.leash
+        os.close(parents)
+        stopping.leash(0, ours)
         return outcome(part, lambda: asyncio.run(main(part)))
 
     def reap(self) -> list[tuple[str, int]]:
@@ -111,10 +130,12 @@ def main() -> int:
     state_dir = Path(order["state_dir"])
     (state_dir / "logs").mkdir(parents=True, exist_ok=True)
     log.setup(settings.log.level, "console", state_dir / "logs" / "nursery.log")
-    brood = Brood(state_dir / "logs", settings.log.level)
+    demo = Part("demo", os.dup(1))
+    os.dup2(2, 1)
+    brood = Brood(state_dir / "logs", settings.log.level, demo)
     wakeup = _wake_on_signals()
     try:
-        return outcome(Part("demo"), lambda: _raise(brood, settings, state_dir, order["threads"], wakeup))
+        return outcome(demo, lambda: _raise(brood, settings, state_dir, order["threads"], wakeup))
     finally:
         brood.end(lambda name: name != "broker")
         brood.end(lambda _: True)
@@ -130,13 +151,12 @@ def _raise(brood: Brood, settings: Settings, state_dir: Path, threads: int, wake
     if not address:  # it said why on its way out
         return _code_of(brood, "broker", wakeup)
     linked = settings.model_copy(update={"link": settings.link.model_copy(update={"brokers": (address,)})})
-    demo = Part("demo")
     pid = brood.fork("coordinator", _coordinator(linked, state_dir))
-    demo.report({"event": "coordinator.forked", "pid": pid})
+    brood.demo.report({"event": "coordinator.forked", "pid": pid})
     for number in range(1, settings.data.num_clients + 1):
         name = f"client-{number}"
         pid = brood.fork(name, _client(linked, state_dir, name, threads))
-        demo.report({"event": "client.forked", "client": name, "pid": pid})
+        brood.demo.report({"event": "client.forked", "client": name, "pid": pid})
     return _code_of(brood, "coordinator", wakeup)
 
 
@@ -144,9 +164,13 @@ def _code_of(brood: Brood, awaited: str, wakeup: socket.socket) -> int:
     """Wait for one part; the loss of the broker or of the demo ends the wait too."""
     while True:
         for name, code in brood.reap():
-            if name in {awaited, "broker"}:
-                return code if name == awaited else code or 1
-            Part("demo").report({"event": "client.exited", "client": name, "code": code})
+            if name == awaited:
+                return code
+            if name == "broker":
+                error = f"the broker ended with exit code {code}"
+                brood.demo.report({"event": "failed", "error": error, "advice": "", "code": 1})
+                return 1
+            brood.demo.report({"event": "client.exited", "client": name, "code": code})
         ready, _, _ = select.select([wakeup, sys.stdin], [], [])
         if sys.stdin in ready:
             return 128 + signal.SIGTERM

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ from compose import wording
 from compose.wording import Event
 
 NOTES_SHOWN = 6
+NOTES_KEPT = 100
 LINES_AROUND = NOTES_SHOWN + 7  # of a terminal's height that is not rows
 WIDTH_FOR_BARS = 100
 
@@ -110,12 +112,12 @@ class LiveTable:
         self._live = Live(console=self._console, auto_refresh=False)
         self._rounds: list[Event] = []
         self._title = ""
-        self._notes: list[str] = []
+        self._notes: deque[str] = deque(maxlen=NOTES_KEPT)
         self._now = "starting"
 
     def begin(self, settings: Settings, state_dir: Path) -> None:
         self._title = wording.title(settings)
-        self._notes = [f"state: {state_dir}"]
+        self._notes.append(f"state: {state_dir}")
         self._live.start()
         self._paint()
 
@@ -155,7 +157,8 @@ class LiveTable:
     def _paint(self) -> None:
         rows = max(3, self._console.height - LINES_AROUND)
         notes = [
-            Text(note, style="dim", no_wrap=True, overflow="ellipsis") for note in self._notes[-NOTES_SHOWN:]
+            Text(note, style="dim", no_wrap=True, overflow="ellipsis")
+            for note in list(self._notes)[-NOTES_SHOWN:]
         ]
         now = Text(self._now, style="bold")
         self._live.update(Group(self._table(rows), *notes, now), refresh=True)

@@ -55,7 +55,8 @@ def note(event: Event) -> str | None:
             detail = f" ({event['detail']})" if event.get("detail") else ""
             return f"{event['event']}: {event['client']}: {event['reason']}{detail}"
         case "message.refused":
-            return f"a message on {event['topic']} was refused: {event['reason']} ({event['detail']})"
+            which = f"{event['reason']}, number {event['count']}"
+            return f"a message on {event['topic']} was refused: {which} ({event['detail']})"
         case "round.abandoned":
             return f"round {event['round']} came to nothing: {event['outcome']}"
         case "broker.unreachable":

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from common import datasets, evaluation, files, models, parts, stopping
+from common.evaluation import Scores
 from common.identity import Role
 from common.ids import COORDINATOR
 from common.messages import Plan
@@ -12,7 +13,6 @@ from common.settings import Settings
 from common.tensors import Vector
 from coordinator import strategies
 from coordinator.model import GlobalModel
-from coordinator.results import Scores
 from coordinator.run import EndRun, RunPolicy
 from coordinator.service import Coordinator, Policy, Report
 
@@ -65,23 +65,28 @@ def _evaluator(
 
     def evaluate(vector: Vector) -> Scores:
         models.set_flat(module, vector)
-        scores = evaluation.evaluate(module, test, place)
-        return Scores(scores.loss, scores.accuracy)
+        return evaluation.evaluate(module, test, place)
 
     return evaluate
+
+
+def run_policy(settings: Settings) -> RunPolicy:
+    """Say how a run goes."""
+    run = settings.run
+    return RunPolicy(
+        seed=settings.seed,
+        wait_for=run.wait_for_clients or settings.data.num_clients,
+        cohort_size=run.cohort_size,
+        quorum_share=run.quorum_share,
+        patience=run.patience,
+        first_deadline_s=run.first_round_s,
+    )
 
 
 def _policy(settings: Settings, *, hold: bool) -> Policy:
     run, training = settings.run, settings.training
     return Policy(
-        run=RunPolicy(
-            seed=settings.seed,
-            wait_for=run.wait_for_clients or settings.data.num_clients,
-            cohort_size=run.cohort_size,
-            quorum_share=run.quorum_share,
-            patience=run.patience,
-            first_deadline_s=run.first_round_s,
-        ),
+        run=run_policy(settings),
         rounds=run.num_rounds,
         plan=Plan(
             epochs=training.local_epochs,

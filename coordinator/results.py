@@ -5,17 +5,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from common.evaluation import Scores
 from common.ids import RunId
 from common.messages import Summary
 from coordinator.run import CloseRound
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What the coordinator's own test data says of a model."""
-
-    loss: float
-    accuracy: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +26,10 @@ class Traffic:
 def summary(
     run: RunId, closed: CloseRound, scores: Scores | None, traffic: Traffic, seconds: float
 ) -> Summary:
-    """Sum a round up. Means over clients are weighted by the examples they were computed on."""
+    """Sum a round up; `scores` are on the coordinator's own test data.
+
+    Means over clients are weighted by the examples they were computed on.
+    """
     updates = closed.updates
     return Summary(
         run=run,

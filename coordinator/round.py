@@ -129,7 +129,7 @@ class Judge:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Tell a client that the round goes on without it."""
+    """Tell a client that the round goes on without it, and fetch nothing more from it."""
 
     client: ClientId
 
@@ -226,6 +226,10 @@ class RoundMachine:
             self.updates[client] for client in self.cohort if self.standing.get(client) is Standing.TAKEN
         )
 
+    def was_missed(self) -> bool:
+        """Tell whether somebody in the cohort has not answered."""
+        return not set(self.standing.values()) <= {Standing.TAKEN, Standing.REFUSED}
+
     def _begin(self, event: Begun, now: Seconds) -> Effects:
         self._move(Phase.REPORTING)
         self.begun_at = now
@@ -242,16 +246,14 @@ class RoundMachine:
             yield Judge(client, delta, Reason.WRONG_ROUND)
         elif update.base != self.base:
             yield Judge(client, delta, Reason.WRONG_BASE)
-        elif (first := self.updates.get(client)) is None:
-            self.updates[client] = update
-            yield from self._fetch(client)
-        elif first.delta.digest != delta:
+        elif self.updates.get(client, update).delta.digest != delta:
             yield Judge(client, delta, Reason.EQUIVOCATION, "another update for this round came first")
         elif self.standing[client] is Standing.TAKEN:
             yield Judge(client, delta)
         elif self.standing[client] is Standing.REFUSED:
             yield Judge(client, delta, self.refusals[client])
-        else:  # offered again after a break: its transfer may have to be taken up
+        else:  # perhaps offered again after a break: its transfer may have to be taken up
+            self.updates.setdefault(client, update)
             yield from self._fetch(client)
 
     def _offered_late(self, event: Offered, now: Seconds) -> Effects:

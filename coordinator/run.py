@@ -6,9 +6,10 @@
 
 The machine of the open round lives in here and gets its events through here, so that one driver and one clock
 move both. Everything the round decides comes out as it is; `Close` becomes an evaluation or another try.
-Laws: 1. A round's number is never used twice. 2. A deadline is patience x the slowest answer that was
-observed, never below a floor; before anything was observed, a fixed one. 3. `ABANDONED_MAX` abandoned rounds
-in a row end the run.
+Laws: 1. A round's number is never used twice. 2. A deadline is patience x the slowest answer of the last
+round, never below a floor; before anything was observed, a fixed one; a round that somebody missed never
+shortens it. 3. `ABANDONED_MAX`
+abandoned rounds in a row end the run.
 """
 
 from collections.abc import Iterator
@@ -147,8 +148,12 @@ class RunPolicy:
     wait_for: int  # clients that must be here before the first round
     cohort_size: int | None = None  # None: all who are here
     quorum_share: float = 0.5  # of the cohort
-    patience: float = 3.0  # times the slowest observed answer is the deadline
+    patience: float = 3.0  # a deadline is so many times the slowest answer of the last round
     first_deadline_s: Seconds = 600.0
+
+    def quorum(self, asked: int) -> int:
+        """Say how many of so many are enough."""
+        return max(1, -int(-asked * self.quorum_share // 1))
 
 
 @dataclass(slots=True)
@@ -166,7 +171,7 @@ class RunMachine:
     first: bool = True  # the run's first round is still to come
     stopping: bool = False
     abandoned_in_a_row: int = 0
-    slowest_s: Seconds | None = None  # answer in the rounds so far
+    slowest_s: Seconds | None = None  # answer in the last round, or in an earlier one if somebody missed it
     last_why: str = ""
 
     def handle(self, event: RunEvent, now: Seconds) -> tuple[RunEffect, ...]:
@@ -176,6 +181,11 @@ class RunMachine:
     def wake_at(self) -> Seconds | None:
         """Say when the open round's deadline is."""
         return self.round.wake_at() if self.round else None
+
+    def awaits(self, client: ClientId, delta: str) -> bool:
+        """Tell whether this delta is what the client offered in the open round."""
+        offered = self.round.updates.get(client) if self.round else None
+        return offered is not None and offered.delta.digest == delta
 
     def _handle(self, event: RunEvent, now: Seconds) -> Effects:
         match event:
@@ -218,7 +228,7 @@ class RunMachine:
 
     def _needed(self) -> int:
         """Say how many clients a round takes: the first of a run all that were asked for, later ones a quorum."""
-        return self.policy.wait_for if self.first else self._quorum(self.policy.wait_for)
+        return self.policy.wait_for if self.first else self.policy.quorum(self.policy.wait_for)
 
     def _open_if_enough(self, now: Seconds) -> Effects:
         if self.phase is not Phase.GATHERING or len(self.here) < self._needed():
@@ -228,13 +238,10 @@ class RunMachine:
         self.phase = Phase.ROUND
         self.number += 1
         asked = cohort.draw(self.here, self.policy.cohort_size, seed=self.policy.seed, number=self.number)
-        policy = RoundPolicy(quorum=self._quorum(len(asked)), deadline_s=self._deadline_s())
+        policy = RoundPolicy(quorum=self.policy.quorum(len(asked)), deadline_s=self._deadline_s())
         self.round = RoundMachine(self.number, self.base, asked, policy)
         yield OpenRound(self.number, self.base, asked, policy.deadline_s)
         yield from self._in_round(Begun(), now)
-
-    def _quorum(self, asked: int) -> int:
-        return max(1, -int(-asked * self.policy.quorum_share // 1))
 
     def _deadline_s(self) -> Seconds:
         if self.slowest_s is None:
@@ -257,7 +264,10 @@ class RunMachine:
         assert begun_at is not None
         self.last_why = close.why
         answers = [at - begun_at for at in self.round.answered_at.values()]
-        self.slowest_s = max(answers, default=self.slowest_s)
+        if not self.round.was_missed():
+            self.slowest_s = max(answers, default=self.slowest_s)
+        elif self.slowest_s is not None:  # who was too slow must not be given less time than before
+            self.slowest_s = max(*answers, self.slowest_s, 0.0)
         self.phase = Phase.EVALUATING
         if close.committed:
             self.base, self.abandoned_in_a_row = close.model, 0

@@ -18,6 +18,7 @@ from common.courier import Courier, Lanes
 from common.crew import Crew, in_background
 from common.driver import drive
 from common.errors import FedmqError, TransferError
+from common.evaluation import Scores
 from common.ids import ClientId, Digest, RunId
 from common.ingress import Frame, Refused, Said
 from common.messages import (
@@ -51,7 +52,7 @@ from coordinator.clients import Clients
 from coordinator.model import GlobalModel
 from coordinator.notices import Notices
 from coordinator.registry import RunFolder
-from coordinator.results import Scores, Traffic
+from coordinator.results import Traffic
 from coordinator.round import (
     Assign,
     ClientCame,
@@ -125,8 +126,10 @@ class Coordinator:
         self._run = RunId("none")
         self._folder: RunFolder | None = None
         self._served: Digest | None = None
+        self._fetches: dict[ClientId, list[asyncio.Task[None]]] = {}  # of the open round
         self._is_down = False
         self._leaving = False
+        self._starting = False  # a run that the machine has not heard of yet
         self._bytes_in = 0
         self._run_began, self._run_traffic = 0.0, Traffic()
         self._round_began, self._round_traffic = 0.0, Traffic()
@@ -194,11 +197,11 @@ class Coordinator:
                 self._crew.spawn(self._obey(command))
             case Said(_, sender, message):
                 self._heard(ClientId(sender.name), message)
-            case Refused(_, reason, detail):
-                about = {"topic": topic, "reason": reason, "detail": detail}
+            case Refused(_, reason, detail, count) as refused if refused.is_news:
+                about = {"topic": topic, "reason": reason, "detail": detail, "count": count}
                 logger.warning("message.refused", extra=log.facts(**about))
                 self._report({"event": "message.refused", **about})
-            case None:
+            case Refused() | None:
                 pass
 
     def _heard(self, client: ClientId, message: Message) -> None:
@@ -219,7 +222,7 @@ class Coordinator:
                     self._crew.spawn(self._tell(client, Unavailable(digest=message.digest, reason=refused)))
             case Done(digest=digest):
                 self.courier.finished(client, digest)
-            case Unavailable(digest=digest, reason=reason):
+            case Unavailable(digest=digest, reason=reason) if self.machine.awaits(client, digest):
                 self.courier.unavailable(digest, reason)
             case _:
                 pass
@@ -254,7 +257,7 @@ class Coordinator:
     async def _obey(self, command: Start | Stop) -> None:
         refused = ""
         match command:
-            case Start(rounds=rounds) if self._is_idle:
+            case Start(rounds=rounds) if self._is_idle and not self._starting:
                 await self._start(rounds or self.policy.rounds)
             case Start():
                 refused = f"a run is going on already: {self._run}"
@@ -289,16 +292,19 @@ class Coordinator:
                 self._crew.spawn(self._show_round())
             case OpenRound(number, _, asked, deadline_s):
                 self._round_began, self._round_traffic = time.monotonic(), self._traffic()
+                self._forgo(*self._fetches)
                 self._serve_model(asked)
                 self._log("round.started", round=number, clients=len(asked), deadline_s=round(deadline_s, 1))
                 self._crew.spawn(self._show_round())
             case Assign(client):
                 self._crew.spawn(self._assign(client))
             case Fetch(update):
-                self._crew.spawn(self._fetch(update))
+                fetching = self._crew.spawn(self._fetch(update))
+                self._fetches.setdefault(update.client, []).append(fetching)
             case Judge():
                 self._crew.spawn(self._judge(effect, self._run, self.machine.number))
             case Release(client):
+                self._forgo(client)
                 self._crew.spawn(self._tell(client, Cancel(run=self._run, round=self.machine.number)))
             case Merge(updates):
                 self._crew.spawn(self._merge(updates))
@@ -306,6 +312,12 @@ class Coordinator:
                 self._crew.spawn(self._conclude(effect))
             case EndRun():
                 self._crew.spawn(self._end(effect))
+
+    def _forgo(self, *clients: ClientId) -> None:
+        """Fetch nothing more from them: the round goes on without them, and they may never send the rest."""
+        for client in clients:
+            for fetching in self._fetches.pop(client, ()):
+                fetching.cancel()
 
     def _serve_model(self, asked: tuple[ClientId, ...]) -> None:
         """Let the cohort fetch the model of now, and no older one."""
@@ -316,6 +328,7 @@ class Coordinator:
 
     async def _start(self, rounds: int) -> None:
         """Begin a run from the model at hand."""
+        self._starting = True
         self._run = RunId(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
         self._folder = RunFolder(self.state_dir, self._run)
         self._run_began, self._run_traffic, self._last = time.monotonic(), self._traffic(), None
@@ -323,6 +336,7 @@ class Coordinator:
         await in_background(self._folder.save, self.model.schema, self.model.vector, self.machine.number)
         self._log("run.started", run=self._run, rounds=rounds, central_test=self.evaluate is not None)
         self._run_inbox.put_nowait(Started(self.model.digest, rounds))
+        self._starting = False
 
     async def _assign(self, client: ClientId) -> None:
         due = self.machine.wake_at()

@@ -12,7 +12,7 @@ from common.bus import Arrived, LinkDown, LinkUp
 from common.courier import Courier, Lanes
 from common.crew import Crew, in_background
 from common.driver import drive
-from common.errors import ConfigError, FedmqError
+from common.errors import ConfigError, FedmqError, StorageFullError
 from common.ids import COORDINATOR, ClientId, Digest
 from common.ingress import Frame, Refused, Said
 from common.messages import (
@@ -150,9 +150,10 @@ class Client:
                 self._status(place.kind, status)
             case Said(_, _, message):
                 self._heard(message)
-            case Refused(_, reason, detail):
-                logger.warning("message.refused", extra=log.facts(topic=topic, reason=reason, detail=detail))
-            case None:
+            case Refused(_, reason, detail, count) as refused if refused.is_news:
+                about = {"topic": topic, "reason": reason, "detail": detail, "count": count}
+                logger.warning("message.refused", extra=log.facts(**about))
+            case Refused() | None:
                 pass
 
     def _heard(self, message: Message) -> None:
@@ -238,16 +239,19 @@ class Client:
             return
         try:
             await self.courier.fetch(effect.base, want=self._tell, frames=self.topics.model(digest))
-        except FedmqError as error:
+        except (FedmqError, OSError) as error:
             logger.warning("model.unfetchable", extra=log.facts(digest=digest[:12], why=str(error)))
-            self._inbox.put_nowait(Unfetchable(digest, Reason.TRANSFER_FAILED))
+            ours = isinstance(error, StorageFullError | OSError)  # no room, no disk
+            self._inbox.put_nowait(Unfetchable(digest, Reason.DISK if ours else Reason.TRANSFER_FAILED))
             return
         self._inbox.put_nowait(Fetched(digest))
         await self._tell(Done(digest=digest))
 
     async def _train(self, task: Task) -> None:
         self._log("task.started", round=task.round)
-        self.report({"event": "task.started", "round": task.round})
+        self.report(
+            {"event": "task.started", "round": task.round, "answer_within_s": round(task.answer_within_s)}
+        )
         try:
             update = await in_background(self._work, task)
         except DivergedError as error:

@@ -175,9 +175,11 @@ class Session:
                 if self.phase is Phase.FETCHING and self.task and self.task.base.digest == digest:
                     yield from self._decline(reason, "the base model could not be fetched")
             case Trained(update):
-                yield from self._trained(update, now)
+                if self._is_training(update.run, update.round):
+                    yield from self._trained(update, now)
             case Untrained(run, number, reason, detail):
-                yield from self._untrained(run, number, reason, detail)
+                if self._is_training(run, number):
+                    yield from self._untrained(reason, detail)
             case Judged(verdict):
                 if self.update and self.update.delta.digest == verdict.delta:
                     yield from self._drop(verdict)
@@ -221,9 +223,11 @@ class Session:
         else:
             yield from self._drop(None)
 
+    def _is_training(self, run: str, number: int) -> bool:
+        task = self.task if self.phase is Phase.TRAINING else None
+        return task is not None and (task.run, task.round) == (run, number)
+
     def _trained(self, update: Update, now: Seconds) -> Effects:
-        if self.phase is not Phase.TRAINING or self.task is None:
-            return
         self.update = update
         if self.dropped:
             following = self.next
@@ -234,9 +238,7 @@ class Session:
             self.phase, self._wait_s = Phase.REPORTING, REOFFER_S
             yield from self._offer(now)
 
-    def _untrained(self, run: str, number: int, reason: Reason, detail: str) -> Effects:
-        if self.phase is not Phase.TRAINING or self.task is None:
-            return
+    def _untrained(self, reason: Reason, detail: str) -> Effects:
         following = self.next
         if self.dropped:
             self._rest()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from common.voice import VERSION
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = set(PROJECT["tool"]["setuptools"]["packages"])
@@ -18,10 +20,20 @@ MAY_IMPORT = {"common": set(), "compose": APPS | {"common"}} | {app: {"common"} 
 
 # Law 1: cores decide, shells wait
 CORES = {
+    "broker/matching.py",
+    "broker/rules.py",
+    "common/envelope.py",
+    "common/ingress.py",
+    "common/lines.py",
     "common/presence.py",
     "common/transfer.py",
+    "coordinator/aggregators.py",
+    "coordinator/clients.py",
+    "coordinator/cohort.py",
+    "coordinator/results.py",
     "coordinator/round.py",
     "coordinator/run.py",
+    "coordinator/screening.py",
     "edge_client/session.py",
 }
 WAITS = {"asyncio", "logging", "os", "random", "socket", "sqlite3", "threading", "time"}
@@ -147,6 +159,10 @@ def test_what_is_allowed_is_no_offence():
         offences("compose/nursery.py", "import coordinator\nfrom common.ids import NAME\nimport torch") == []
     )
     assert offences("edge_client/trainer.py", "import torch\nmodel.eval()\njson.load(file)") == []
+
+
+def test_the_version_that_is_said_on_the_wire_is_the_installed_one():
+    assert PROJECT["project"]["version"] == VERSION
 
 
 def test_the_command_line_starts_without_what_is_slow_to_import():

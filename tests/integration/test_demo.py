@@ -6,7 +6,9 @@ import os
 import signal
 import socket
 import subprocess
+from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -14,6 +16,7 @@ from support.patience import within
 from support.require import need
 from support.running import fedmq, finish
 
+TESTS = Path(__file__).parents[1]
 ROUND_FACTS = {
     "round": int,
     "loss": float,
@@ -144,6 +147,50 @@ def test_nothing_is_left_of_a_demo_that_is_killed(tmp_path, engine):
         demo.look()
         os.kill(demo.process.pid, signal.SIGKILL)
         assert demo.left_behind() == []
+
+
+def test_nothing_is_left_when_the_process_that_all_are_forked_from_is_killed(tmp_path):
+    with fedmq("demo", "--num-rounds", "100000", "--state-dir", tmp_path) as demo:
+        demo.wait_for("round.finished")
+        for nursery in psutil.Process(demo.process.pid).children():
+            nursery.kill()
+        assert demo.ended(30) == 1
+        assert demo.left_behind() == []
+
+
+def test_a_broker_that_is_killed_ends_the_demo_in_words(tmp_path):
+    with fedmq("demo", "--num-rounds", "100000", "--state-dir", tmp_path) as demo:
+        demo.wait_for("round.finished")
+        (nursery,) = psutil.Process(demo.process.pid).children()
+        known = {event.get("pid") for event in demo.events}
+        for part in nursery.children():
+            if part.pid not in known:
+                part.kill()
+        assert demo.ended(30) == 1
+        assert any("the broker ended" in line for line in demo.stderr)
+
+
+def test_clients_that_are_lost_before_the_first_round_are_not_waited_for(tmp_path):
+    flags = ("--dataset", "support.troubled:one_has_none", "--model", "linear", "--state-dir", tmp_path)
+    with fedmq("demo", *flags, cwd=TESTS) as demo:
+        assert demo.ended(30) == 1
+    assert any("the file is on another machine" in line for line in demo.stderr)
+
+
+def test_clients_that_are_lost_are_not_waited_for_when_the_others_are_no_quorum(tmp_path):
+    with fedmq("demo", "--num-rounds", "100000", "--state-dir", tmp_path) as demo:
+        demo.wait_for("round.finished")
+        for event in demo.named("client.forked")[1:]:
+            os.kill(event["pid"], signal.SIGKILL)
+        assert demo.ended(30) == 1
+        assert any("1 clients are left, a round takes 2" in line for line in demo.stderr)
+
+
+def test_what_a_data_set_prints_is_not_taken_for_events(tmp_path):
+    flags = ("--dataset", "support.troubled:talks", "--model", "linear", "--num-rounds", "1")
+    with fedmq("demo", *flags, "--state-dir", tmp_path, cwd=TESTS) as demo:
+        assert demo.ended(30) == 0, demo.stderr
+    assert "client-1 reads" in (tmp_path / "logs" / "stderr.log").read_text()
 
 
 def test_a_client_that_is_killed_does_not_stop_the_run(tmp_path):

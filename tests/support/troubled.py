@@ -35,3 +35,20 @@ def one_has_nan(client_id: str, num_clients: int) -> ClientData:
 
 one_has_nan.input_shape = (4,)
 one_has_nan.num_classes = 2
+
+
+def one_has_none(client_id: str, num_clients: int) -> ClientData:
+    """client-1's examples cannot be read."""
+    if client_id == "client-1":
+        raise RuntimeError("the file is on another machine " + "\x00" * 5000)
+    return talks(client_id, num_clients)
+
+
+def talks(client_id: str, num_clients: int) -> ClientData:
+    """It prints."""
+    print(f"{client_id} reads", flush=True)
+    return _clean(torch.randn(20, 4), torch.arange(20) % 2)
+
+
+one_has_none.input_shape = talks.input_shape = (4,)
+one_has_none.num_classes = talks.num_classes = 2

@@ -288,6 +288,29 @@ def test_a_manifest_that_cannot_be_is_refused(run):
     run(test)
 
 
+def test_fetches_beyond_the_limit_wait_for_their_turn(run, monkeypatch):
+    monkeypatch.setattr(limits, "OPEN_TRANSFERS_MAX", 1)
+
+    async def test(coordinator, client):
+        waiting = Courier(client.bus, client.store, Lanes.of_client(LAB, A))  # made under the smaller limit
+        client.courier = waiting
+        async with waiting:
+            other = chunks.describe(BLOB[::-1], codec="f32", schema="0" * 64, chunk=1024)
+            first = asyncio.create_task(waiting.fetch(other, want=recorded(client, coordinator)))
+            await eventually(lambda: client.wants)
+            coordinator.courier.offer(MANIFEST, expected=[A])
+            want = client.asking(coordinator, A)
+            turns = [asyncio.create_task(waiting.fetch(MANIFEST, want=want)) for _ in range(2)]
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert [one.digest for one in client.wants] == [other.digest]
+            first.cancel()
+            assert await asyncio.gather(*turns) == [MANIFEST.digest] * 2
+            assert await waiting.fetch(MANIFEST, want=want) == MANIFEST.digest
+
+    run(test)
+
+
 def test_chunks_that_nobody_asked_for_or_can_read_are_dropped(run):
     async def test(coordinator, client):
         client.courier.arrived(topics.parse(FRAMES), b"anything")

@@ -9,10 +9,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common import codec, envelope, lines
+from common import ingress as module
 from common.identity import Role
 from common.ids import Boot, ClientId, FederationId
 from common.ingress import REPLAY_WINDOW, Frame, Refused, Said
-from common.limits import ENVELOPE_BYTES_MAX, LINE_BYTES_MAX
+from common.limits import (
+    CHUNK_BYTES_MAX,
+    CHUNK_FRAME_BYTES,
+    ENVELOPE_BYTES_MAX,
+    LINE_BYTES_MAX,
+    MANIFEST_LINE_BYTES_MAX,
+)
 from common.messages import Done, Heartbeat, Info, Metrics, Presence, Reason, Start, Status
 from common.topics import Kind, Topics
 from support import federation
@@ -132,6 +139,47 @@ def test_size_is_looked_at_before_anything_is_read(door):
     assert reason(door.admit(STATUS, bytes(LINE_BYTES_MAX + 1))) is Reason.OVERSIZE
 
 
+def test_each_kind_of_topic_has_its_own_limit(door, alice):
+    chunk, model = TOPICS.up(ClientId("a"), "e" * 64), TOPICS.coordinator(Kind.COORDINATOR_MODEL)
+    frame_bytes_max = CHUNK_BYTES_MAX + CHUNK_FRAME_BYTES
+    assert isinstance(door.admit(chunk, bytes(frame_bytes_max)), Frame)
+    assert reason(door.admit(chunk, bytes(frame_bytes_max + 1))) is Reason.OVERSIZE
+    assert reason(door.admit(model, bytes(LINE_BYTES_MAX + 1))) is Reason.MALFORMED  # it carries hashes
+    assert reason(door.admit(model, bytes(MANIFEST_LINE_BYTES_MAX + 1))) is Reason.OVERSIZE
+
+
+def test_a_stranger_whose_certificate_is_no_text_of_ours_is_unknown(keys, alice):
+    """Whoever reaches the broker can say this: it must not raise."""
+    odd = msgspec.structs.replace(status(alice), certificate="é")
+    assert reason(ingress(keys).admit(STATUS, lines.seal(alice, STATUS, odd))) is Reason.UNKNOWN_KEY
+
+
+def test_a_stranger_that_commands_at_length_is_not_read(keys, operator):
+    class Long(Start, frozen=True, kw_only=True, tag="start"):
+        filler: bytes = bytes(LINE_BYTES_MAX)
+
+    start = Long(command="c1", certificate=operator.certificate_der)
+    assert reason(ingress(keys).admit(TOPICS.control, sealed(operator, TOPICS.control, start))) is (
+        Reason.UNKNOWN_KEY
+    )
+
+
+def test_an_operator_is_no_client_even_in_a_branch_of_its_name(door, operator):
+    topic = TOPICS.client(operator.name, Kind.REPLY)
+    assert reason(door.admit(topic, sealed(operator, topic))) is Reason.NOT_ALLOWED
+
+
+def test_the_starts_that_are_remembered_are_limited(door, alice, monkeypatch):
+    monkeypatch.setattr(module, "BOOTS_REMEMBERED", 2)
+    first = sealed(alice, boot=Boot("01" * 8))
+    door.admit(REPLY, first)
+    assert reason(door.admit(REPLY, first)) is Reason.REPLAYED
+    for boot in ("02", "03"):
+        door.admit(REPLY, sealed(alice, boot=Boot(boot * 8)))
+    assert len(door._seen) == 2
+    assert isinstance(door.admit(REPLY, first), Said)  # the price of the limit
+
+
 def test_an_unsigned_payload_is_never_parsed(door, alice):
     """The payload is no message at all: with a broken signature that must not come to light."""
     head = envelope.Header(federation=federation.NAME, sender="a", boot=BOOT, sequence=1)
@@ -217,6 +265,12 @@ def test_each_number_passes_once_unless_it_is_too_old(keys, alice, numbers):
         assert passed == (number not in seen and number > max(seen, default=-1) - REPLAY_WINDOW)
         if passed:
             seen.add(number)
+
+
+def test_a_flood_of_refusals_is_news_ever_more_seldom(door):
+    refused = [door.admit(REPLY, b"junk") for _ in range(20)]
+    assert [one.count for one in refused if one.is_news] == [1, 2, 4, 8, 16]
+    assert door.admit("x", b"junk").is_news  # each reason by itself
 
 
 def test_refusals_are_counted_by_reason(door, alice):

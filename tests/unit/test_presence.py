@@ -66,6 +66,20 @@ def test_a_client_that_was_away_is_not_away_twice():
     assert attendance.handle(Beat(A, NEW), 3) == ()  # the farewell counts all the same
 
 
+def test_a_will_after_a_farewell_does_not_undo_it():
+    attendance = here()
+    attendance.handle(Declared(A, OFFLINE, NEW), 1)
+    attendance.handle(Declared(A, LOST, NEW), 2)
+    assert attendance.handle(Beat(A, NEW), 3) == ()
+
+
+def test_leases_that_end_together_end_in_sorted_order():
+    attendance = Attendance()
+    for client in "cab":
+        attendance.handle(Declared(ClientId(client), ONLINE, NEW), 0)
+    assert [left.client for left in attendance.handle(Tick(), LEASE_S)] == ["a", "b", "c"]
+
+
 heard = st.one_of(
     st.builds(Declared, st.just(A), st.sampled_from([ONLINE, OFFLINE, LOST]), st.sampled_from([OLD, NEW])),
     st.builds(Beat, st.just(A), st.sampled_from([OLD, NEW])),

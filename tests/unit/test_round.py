@@ -167,6 +167,40 @@ def test_when_too_many_decline_and_nobody_can_come_back_the_round_is_given_up(re
     assert reporting.refusals == {B: Reason.DIVERGED, C: Reason.DIVERGED}
 
 
+def test_who_declined_gets_its_reason_again_if_it_offers_an_update_after_all(reporting):
+    reporting.handle(ClientDeclined(A, Reason.DIVERGED), 6)
+    assert reporting.handle(Offered(update("a")), 7) == (Judge(A, digest("a"), Reason.DIVERGED),)
+    assert reporting.refusals == {A: Reason.DIVERGED}
+
+
+def test_a_decline_after_an_offer_changes_nothing(reporting):
+    reporting.handle(Offered(update("a")), 6)
+    assert reporting.handle(ClientDeclined(A, Reason.DIVERGED), 7) == ()
+    assert reporting.handle(Received(A, digest("a")), 8) == (Judge(A, digest("a")),)
+
+
+def test_a_client_that_is_lost_while_its_update_is_fetched_is_not_waited_for_either(reporting):
+    take(reporting, "a")
+    take(reporting, "b")
+    reporting.handle(Offered(update("c")), 8)
+    assert reporting.handle(ClientLeft(C), 9) == (Release(C), Merge((update("a"), update("b"))))
+
+
+def test_a_refused_update_keeps_its_reason_when_it_is_late(reporting):
+    reporting.handle(Offered(update("c")), 6)
+    reporting.handle(Received(C, digest("c"), Reason.NOT_FINITE), 7)
+    take(reporting, "a")
+    take(reporting, "b")
+    assert reporting.phase is Phase.MERGING
+    assert reporting.handle(Offered(update("c")), 9) == (Judge(C, digest("c"), Reason.NOT_FINITE),)
+
+
+def test_a_round_that_was_not_opened_yet_can_be_halted():
+    machine = RoundMachine(1, BASE, (A,), RoundPolicy(quorum=1, deadline_s=100))
+    assert machine.handle(Offered(update("a")), 0) == (Judge(A, digest("a"), Reason.TOO_LATE),)
+    assert machine.handle(Halted(), 1) == (Close(committed=False, model=BASE, why="stopped"),)
+
+
 def test_late_updates_are_told_so_and_taken_ones_confirmed(reporting):
     for client in "ab":
         take(reporting, client)

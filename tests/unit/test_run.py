@@ -98,6 +98,27 @@ def test_the_deadline_follows_the_slowest_answer_by_patience_never_below_its_flo
     assert machine.handle(Evaluated(), 21)[0].deadline_s == 10
 
 
+def test_a_round_that_somebody_missed_never_shortens_the_deadline():
+    machine = run_of(rounds=4, patience=2.0, first_deadline_s=60, quorum_share=0.5)
+    answer(machine, "a", 2)
+    machine.handle(Tick(), 60)
+    machine.handle(Merged(model(1)), 61)
+    assert machine.handle(Evaluated(), 61)[0].deadline_s == 60  # nothing was observed of b
+    play(machine, 61 + 20)
+    assert machine.handle(Evaluated(), 81)[0].deadline_s == 40
+    answer(machine, "a", 82)
+    machine.handle(Tick(), 121)
+    machine.handle(Merged(model(3)), 121)
+    assert machine.handle(Evaluated(), 121)[0].deadline_s == 40
+
+
+def test_only_what_a_client_offered_itself_is_awaited_from_it():
+    machine = run_of()
+    machine.handle(Offered(update("a")), 1)
+    assert machine.awaits(A, update("a").delta.digest)
+    assert not machine.awaits(B, update("a").delta.digest)
+
+
 def test_a_stop_lets_the_round_end_and_then_the_run():
     machine = run_of(rounds=5)
     assert machine.handle(StopAsked(), 1) == ()
@@ -130,6 +151,68 @@ def test_an_abandoned_round_is_tried_again_under_a_new_number_and_three_in_a_row
     assert isinstance(ended, EndRun)
     assert not ended.completed
     assert "3 rounds in a row" in ended.why
+
+
+def fail(machine: RunMachine, at: float) -> tuple[object, ...]:
+    """Let both clients decline; returns what follows the evaluation."""
+    machine.handle(ClientDeclined(A, Reason.DIVERGED), at)
+    machine.handle(ClientDeclined(B, Reason.DIVERGED), at)
+    return machine.handle(Evaluated(), at)
+
+
+def test_only_abandoned_rounds_in_a_row_end_the_run():
+    machine = run_of(rounds=9, quorum_share=1.0)
+    for at in (1, 2):
+        assert isinstance(fail(machine, at)[0], OpenRound)
+    play(machine, 3)
+    machine.handle(Evaluated(), 3)
+    for at in (4, 5):
+        assert isinstance(fail(machine, at)[0], OpenRound)
+
+
+def test_a_new_run_inherits_neither_the_stop_nor_the_failures_of_the_last_one():
+    machine = run_of(rounds=9, quorum_share=1.0)
+    fail(machine, 1)
+    machine.handle(StopAsked(), 2)
+    assert isinstance(fail(machine, 2)[0], EndRun)
+    machine.handle(Started(BASE, 9), 3)
+    for at in (4, 5):
+        assert isinstance(fail(machine, at)[0], OpenRound)
+
+
+def test_the_first_round_of_every_run_waits_for_all_its_clients():
+    machine = run_of(rounds=1)
+    play(machine, 3)
+    machine.handle(Evaluated(), 4)
+    machine.handle(ClientLeft(A), 5)
+    assert machine.handle(Started(model(1), 1), 6) == (Gather(here=1, needed=2),)
+
+
+def test_an_abandoned_round_tells_who_was_refused_and_passes_no_update_on():
+    machine = run_of(quorum_share=1.0)
+    answer(machine, "a", 1)
+    closed = machine.handle(ClientDeclined(B, Reason.DIVERGED), 2)[-1]
+    assert (closed.committed, closed.updates, closed.refusals) == (False, (), ((B, Reason.DIVERGED),))
+
+
+def test_a_round_without_answers_leaves_the_deadline_as_it_was():
+    machine = run_of(rounds=3, quorum_share=1.0)
+    play(machine, 20)
+    machine.handle(Evaluated(), 20)
+    assert fail(machine, 21)[0].deadline_s == 60
+
+
+def test_a_stop_in_the_last_round_takes_nothing_from_a_run_that_is_complete():
+    machine = run_of(rounds=1)
+    machine.handle(StopAsked(), 1)
+    play(machine, 3)
+    assert machine.handle(Evaluated(), 4) == (EndRun(model(1), 1, completed=True, why=""),)
+
+
+def test_an_evaluation_that_nobody_waits_for_changes_nothing():
+    machine = run_of()
+    assert machine.handle(Evaluated(), 1) == ()
+    assert machine.phase is Phase.ROUND
 
 
 def test_after_the_first_round_a_quorum_is_enough():

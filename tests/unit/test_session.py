@@ -1,6 +1,7 @@
 """Stories of a client's task."""
 
 import pytest
+from msgspec.structs import replace
 
 from common.machine import Tick
 from common.messages import Reason, Verdict
@@ -68,8 +69,19 @@ def test_an_update_is_offered_again_with_doubling_waits_until_it_is_judged(repor
     assert reporting.wake_at() - now == 120
 
 
-def test_after_a_break_of_the_link_it_is_offered_at_once(reporting):
-    assert reporting.handle(LinkBack(), 12) == (Offer(UPDATE),)
+def test_after_a_break_of_the_link_it_is_offered_at_once_and_the_waits_begin_anew(reporting):
+    reporting.handle(Tick(), 20)
+    assert reporting.handle(LinkBack(), 22) == (Offer(UPDATE),)
+    assert reporting.wake_at() == 32
+
+
+def test_each_update_begins_with_the_shortest_wait(reporting):
+    reporting.handle(Tick(), 20)
+    reporting.handle(Judged(verdict()), 21)
+    reporting.handle(Asked(task(2, "next")), 22)
+    reporting.handle(Fetched(task(2, "next").base.digest), 23)
+    reporting.handle(Trained(update("a", "next delta", number=2)), 30)
+    assert reporting.wake_at() == 40
 
 
 def test_the_same_task_again_changes_nothing_but_that_a_finished_update_is_offered(training):
@@ -94,6 +106,12 @@ def test_a_release_while_training_drops_the_result(training):
     assert training.phase is Phase.IDLE
 
 
+def test_a_task_that_was_released_and_comes_again_is_trained_again(training):
+    training.handle(Released(RUN, 1), 5)
+    training.handle(Asked(task()), 6)
+    assert training.handle(Trained(UPDATE), 10) == (Drop(UPDATE, None), Fetch(task().base))
+
+
 def test_a_release_of_the_task_that_waits_forgets_it(training):
     training.handle(Asked(task(2, "next")), 5)
     training.handle(Released(RUN, 2), 6)
@@ -102,7 +120,14 @@ def test_a_release_of_the_task_that_waits_forgets_it(training):
 
 def test_a_release_of_another_round_changes_nothing(training):
     training.handle(Released(RUN, 7), 5)
+    training.handle(Released("another run", 1), 5)
     assert training.handle(Trained(UPDATE), 10) == (Offer(UPDATE),)
+
+
+def test_the_same_round_of_another_run_is_another_task(training):
+    other = replace(task(), run="another run")
+    training.handle(Asked(other), 5)
+    assert training.handle(Trained(UPDATE), 10) == (Drop(UPDATE, None), Fetch(other.base))
 
 
 def test_a_release_while_fetching_frees_the_client():
@@ -139,8 +164,23 @@ def test_a_model_of_another_schema_is_declined_naming_both():
     assert SCHEMA in declined.detail
 
 
+def test_a_training_that_nobody_waits_for_changes_nothing(reporting):
+    failed = Untrained(RUN, 1, Reason.DIVERGED, "loss is nan")
+    assert reporting.handle(failed, 11) == ()
+    assert reporting.handle(Trained(update("a", "other")), 11) == ()
+    assert reporting.handle(Judged(verdict()), 12) == (Drop(UPDATE, verdict()),)
+
+
+def test_the_end_of_another_training_changes_nothing(training):
+    assert training.handle(Untrained(RUN, 7, Reason.DIVERGED, "loss is nan"), 5) == ()
+    assert training.handle(Trained(update("a", number=7)), 5) == ()
+    assert training.phase is Phase.TRAINING
+
+
 def test_an_answer_to_another_fetch_changes_nothing():
     session = Session(SCHEMA)
     session.handle(Asked(task()), 0)
-    assert session.handle(Fetched(task(2, "next").base.digest), 1) == ()
+    another = task(2, "next").base.digest
+    assert session.handle(Fetched(another), 1) == ()
+    assert session.handle(Unfetchable(another, Reason.TRANSFER_FAILED), 1) == ()
     assert session.phase is Phase.FETCHING

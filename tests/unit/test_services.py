@@ -1,0 +1,275 @@
+"""Both shells with their machines in one process, over a bus in memory: a run from the first task to its end."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager, suppress
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from common import chunks
+from common.blobs import BlobStore
+from common.bus import Arrived
+from common.errors import ConfigError, TransportError
+from common.identity import Role
+from common.ids import Boot, ClientId
+from common.ingress import Said
+from common.messages import Cancel, Info, Plan, Presence, Reason, Task, Update, Verdict, Want
+from common.parts import Parts
+from common.tensors import Schema
+from common.topics import Kind, Topics
+from common.voice import Voice
+from coordinator import strategies
+from coordinator.model import GlobalModel
+from coordinator.run import RunPolicy
+from coordinator.service import Coordinator, Policy
+from edge_client.service import About, Client
+from edge_client.trainer import DivergedError
+from support import federation
+from support.federation import ingress, member
+from support.memory_bus import MemoryBroker, MemoryBus
+from support.patience import within
+from support.polling import eventually
+from support.trainers import NoopTrainer
+
+SCHEMA = Schema.from_wire([("weight", "float32", [2, 3])])
+OTHER = Schema.from_wire([("weight", "float32", [3, 3])])
+TOPICS = Topics(federation.NAME)
+
+
+class FragileBus(MemoryBus):
+    """Loses its link, and what it was saying, the first time that it speaks on a topic."""
+
+    def __init__(self, broker, name, *, fragile_on):
+        super().__init__(broker, name)
+        self.fragile_on = fragile_on
+
+    async def publish(self, topic, payload, *, qos=1, retain=False):
+        if self.fragile_on and topic.endswith(self.fragile_on):
+            self.fragile_on = ""
+            self.break_link()
+            asyncio.get_running_loop().call_soon(self.restore)
+            raise TransportError("the link broke")
+        await super().publish(topic, payload, qos=qos, retain=retain)
+
+
+class DivergingTrainer(NoopTrainer):
+    def train(self, base, plan):
+        raise DivergedError("the loss became NaN")
+
+
+class Lab:
+    """A federation in one process, with what its coordinator reported."""
+
+    def __init__(self, tmp_path):
+        self.tmp_path, self.broker = tmp_path, MemoryBroker()
+        self.events = []
+
+    def parts(self, role, name, fragile_on=""):
+        us, directory = member(self.tmp_path / "keys", role, name), self.tmp_path / name
+        bus = FragileBus(self.broker, name, fragile_on=fragile_on)
+        voice = Voice(us, TOPICS, Boot(name.encode().hex().ljust(16, "0")[:16]))
+        return Parts(directory, bus, voice, ingress(self.tmp_path / "keys"), BlobStore(directory, 1 << 20))
+
+    def coordinator(self, rounds=2, wait_for=2, fragile_on="", first_deadline_s=600.0):
+        ours = self.parts(Role.COORDINATOR, "coordinator", fragile_on)
+        policy = Policy(
+            run=RunPolicy(seed=0, wait_for=wait_for, first_deadline_s=first_deadline_s),
+            rounds=rounds,
+            plan=Plan(),
+            codec="none",
+            hold=False,
+            config={},
+        )
+        vector = np.arange(SCHEMA.elements, dtype=np.float32)
+        model = GlobalModel(SCHEMA, vector, strategies.resolve("fedavg"), ours.store)
+        return Coordinator(policy, ours, model=model, evaluate=None, report=self.events.append)
+
+    def client(self, name, trainer=None, fragile_on=""):
+        ours = self.parts(Role.CLIENT, name, fragile_on)
+        return Client(
+            About("digits", "mlp", "cpu"),
+            ours,
+            trainer=trainer or NoopTrainer(SCHEMA),
+            report=lambda _: None,
+        )
+
+    def named(self, event):
+        return [one for one in self.events if one["event"] == event]
+
+
+class Ghost:
+    """A client played by hand: it says what a test tells it to, and never sends a chunk."""
+
+    def __init__(self, lab, name):
+        parts = lab.parts(Role.CLIENT, name)
+        self.name, self.bus, self.voice, self.ingress = name, parts.link, parts.voice, parts.ingress
+
+    async def show(self, kind, message):
+        await self.voice.show(self.bus, TOPICS.client(self.name, kind), message, retain=True)
+
+    async def come(self):
+        """Be born, and be here."""
+        await self.bus.subscribe(TOPICS.coordinator(Kind.COORDINATOR_STATUS))
+        await self.bus.subscribe(TOPICS.client(self.name, Kind.TASK))
+        await self.show(
+            Kind.INFO,
+            Info(
+                boot=self.voice.boot,
+                version="1",
+                certificate=self.voice.certificate,
+                examples=1,
+                schema=SCHEMA.digest,
+            ),
+        )
+        await self.show(Kind.STATUS, self.voice.status(Presence.ONLINE))
+
+    async def hear(self, kind):
+        """Wait for a message of that kind."""
+        while True:
+            match await self.bus.next():
+                case Arrived(topic, payload):
+                    match self.ingress.admit(topic, payload):
+                        case Said(_, _, message) if isinstance(message, kind):
+                            return message
+
+    async def offer(self, task, **changed):
+        """Say that an update is ready."""
+        delta = chunks.describe(bytes(4 * SCHEMA.elements), codec="none", schema=SCHEMA.digest)
+        update = Update(
+            run=task.run,
+            round=task.round,
+            client=ClientId(self.name),
+            base=task.base.digest,
+            delta=delta,
+            examples=1,
+        )
+        reply = TOPICS.client(self.name, Kind.REPLY)
+        await self.voice.tell(self.bus, reply, replace(update, **changed))
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path)
+
+
+@asynccontextmanager
+async def served(*clients):
+    tasks = [asyncio.create_task(client.serve()) for client in clients]
+    try:
+        yield tasks
+    finally:
+        for client in clients:
+            client.close()
+        with suppress(ConfigError):
+            await asyncio.gather(*tasks)
+
+
+def play(coordinator, *clients):
+    """Run a federation to the end of its run."""
+
+    async def main():
+        async with asyncio.timeout(within(20)), served(*clients):
+            return await coordinator.serve()
+
+    return asyncio.run(main())
+
+
+def test_a_run_goes_from_its_first_task_to_its_end(lab):
+    coordinator = lab.coordinator()
+    ended = play(coordinator, lab.client("client-1"), lab.client("client-2"))
+    assert (ended.rounds, ended.completed) == (2, True)
+    assert [one["clients"] for one in lab.named("round.finished")] == [2, 2]
+    assert not lab.named("message.refused")
+    (finished,) = lab.named("run.finished")
+    assert finished["model_digest"] == coordinator.model.digest
+    json.dumps(lab.events)
+
+
+@pytest.mark.parametrize("topic", ["/task", "/round"])
+def test_what_the_coordinator_said_into_a_link_that_broke_it_says_again(lab, topic):
+    ended = play(lab.coordinator(fragile_on=topic), lab.client("client-1"), lab.client("client-2"))
+    assert ended.completed
+
+
+@pytest.mark.parametrize("topic", ["/reply", "/info", "/status"])
+def test_what_a_client_said_into_a_link_that_broke_it_says_again(lab, topic):
+    ended = play(lab.coordinator(), lab.client("client-1", fragile_on=topic), lab.client("client-2"))
+    assert ended.completed
+
+
+def test_a_client_that_diverges_is_counted_and_the_round_goes_on(lab):
+    ended = play(
+        lab.coordinator(rounds=1), lab.client("client-1", DivergingTrainer(SCHEMA)), lab.client("client-2")
+    )
+    assert ended.completed
+    (finished,) = lab.named("round.finished")
+    assert (finished["clients"], finished["refused"]) == (1, {"diverged": 1})
+
+
+def test_an_update_in_anothers_name_or_for_another_run_is_not_invited(lab):
+    async def main():
+        coordinator, ghost = lab.coordinator(wait_for=1), Ghost(lab, "client-1")
+        async with asyncio.timeout(within(20)), ghost.bus:
+            serving = asyncio.create_task(coordinator.serve())
+            await ghost.come()
+            task = await ghost.hear(Task)
+            for changed in ({"client": ClientId("client-2")}, {"run": "another"}):
+                await ghost.offer(task, **changed)
+                assert (await ghost.hear(Verdict)).refused is Reason.NOT_INVITED
+            coordinator.leave(now=True)
+            await serving
+
+    asyncio.run(main())
+
+
+def test_an_update_that_never_comes_is_not_waited_for_beyond_its_round(lab):
+    async def main():
+        coordinator, ghost = lab.coordinator(first_deadline_s=0.2), Ghost(lab, "client-2")
+        async with asyncio.timeout(within(20)), served(lab.client("client-1")), ghost.bus:
+            serving = asyncio.create_task(coordinator.serve())
+            await ghost.come()
+            await ghost.offer(await ghost.hear(Task))
+            await ghost.hear(Want)
+            assert len(coordinator.courier._downloads) == 1
+            await ghost.hear(Cancel)
+            await eventually(lambda: not coordinator.courier._downloads)
+            assert not lab.named("run.finished")  # else closing would have ended it
+            coordinator.leave(now=True)
+            await serving
+
+    asyncio.run(main())
+
+
+def test_a_client_of_another_model_ends_and_says_why(lab):
+    odd = lab.client("client-2", NoopTrainer(OTHER))
+
+    async def main():
+        coordinator = lab.coordinator(wait_for=1)
+        async with asyncio.timeout(within(20)), served(odd) as tasks:
+            serving = asyncio.create_task(coordinator.serve())
+            await asyncio.wait(tasks)
+            await eventually(lambda: lab.named("client.refused"))
+            coordinator.leave(now=True)
+            await serving
+            with pytest.raises(ConfigError, match=f"{OTHER.digest[:12]}.*{SCHEMA.digest[:12]}"):
+                await tasks[0]
+
+    asyncio.run(main())
+
+
+def test_a_flood_of_junk_is_said_a_few_times_only(lab):
+    async def main():
+        coordinator = lab.coordinator(wait_for=1)
+        async with asyncio.timeout(within(20)), MemoryBus(lab.broker, "mallory") as bus:
+            serving = asyncio.create_task(coordinator.serve())
+            await eventually(lambda: lab.named("run.gathering"))
+            for _ in range(100):
+                await bus.publish("fedmq/lab/client/client-1/reply", b"junk")
+            await eventually(lambda: coordinator.ingress.refusals.total() == 100)
+            coordinator.leave(now=True)
+            await serving
+
+    asyncio.run(main())
+    assert [one["count"] for one in lab.named("message.refused")] == [1, 2, 4, 8, 16, 32, 64]
