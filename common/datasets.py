@@ -171,7 +171,7 @@ def client_data(spec: DataSpec, client_index: int, num_clients: int, client_id: 
             raise UsageError(f"data set {name!r} returned a {type(data).__name__}, not a ClientData")
         return data
     if not 0 <= client_index < num_clients:
-        raise ConfigError(f"there is no client {client_index} among {num_clients}")
+        raise ConfigError(f"there is no part {client_index + 1} among {num_clients}")
     rng = np.random.default_rng([spec.seed, client_index])
     mine = rng.permutation(_parts(spec, num_clients)[client_index])[: spec.max_examples]
     held_out = min(round(len(mine) * spec.test_share), len(mine) - 1)

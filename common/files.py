@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.errors import AlreadyRunningError
+from common.errors import AlreadyRunningError, ConfigError
 
 
 def replace(path: Path, data: bytes | memoryview) -> None:
@@ -36,9 +36,13 @@ def sync_directory(directory: Path) -> None:
 
 @contextlib.contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Hold a state directory for this process alone. Raises: AlreadyRunningError."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (directory / ".lock").open("a+") as file:
+    """Hold a state directory for this process alone. Raises: AlreadyRunningError, ConfigError."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (directory / ".lock").open("a+")
+    except OSError as error:
+        raise ConfigError(f"cannot keep state in {directory}: {error.strerror}") from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -8,7 +8,8 @@ from pathlib import Path
 from common import identity
 from common.blobs import BlobStore
 from common.datasets import DataSpec
-from common.identity import Role, TrustStore
+from common.errors import ConfigError
+from common.identity import Identity, Role, TrustStore
 from common.ids import Boot, federation_id
 from common.ingress import Ingress
 from common.limits import BLOB_STORE_BYTES_MAX
@@ -40,11 +41,23 @@ def keys_dir(settings: Settings) -> Path:
     return settings.keys_dir or default_keys(settings.federation)
 
 
+def member(settings: Settings, role: Role, name: str) -> Identity:
+    """Read who we are in this federation. Raises: ConfigError, also for keys of another federation."""
+    directory = keys_dir(settings)
+    us = identity.load(directory, role, name)
+    if us.federation != settings.federation:
+        raise ConfigError(
+            f"{directory} holds keys of federation {us.federation!r}, not of {settings.federation!r}: "
+            "pass --federation or --keys-dir"
+        )
+    return us
+
+
 def assemble(settings: Settings, role: Role, name: str) -> Parts:
     """Make a participant of its keys and settings. Raises: ConfigError."""
     federation = federation_id(settings.federation)
     directory, topics = state_dir(settings, role, name), Topics(federation)
-    us = identity.load(keys_dir(settings), role, name)
+    us = member(settings, role, name)
     voice = Voice(us, topics, Boot(secrets.token_hex(8)))
     status = (
         topics.coordinator(Kind.COORDINATOR_STATUS)

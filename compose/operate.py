@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
-from common import identity, parts
+from common import parts
 from common.bus import Arrived, LinkDown
 from common.errors import TimedOutError, TransportError, UnhealthyError
 from common.identity import Role, TrustStore
@@ -100,7 +100,7 @@ class Visit:
 async def visit(settings: Settings) -> AsyncIterator[Visit]:
     """Connect as the operator. Raises: ConfigError where this machine holds no operator's key."""
     federation = federation_id(settings.federation)
-    us = identity.load(parts.keys_dir(settings), Role.OPERATOR, OPERATOR)
+    us = parts.member(settings, Role.OPERATOR, OPERATOR)
     voice = Voice(us, Topics(federation), Boot(secrets.token_hex(8)))
     name = f"{OPERATOR}-{secrets.token_hex(4)}"  # two operators at once must not cut each other off
     link = MqttLink([Address.parse(text) for text in settings.link.brokers], name, username=OPERATOR)

@@ -46,7 +46,7 @@ def choose(*, as_json: bool) -> Screen:
     """Choose by what standard output is."""
     if as_json:
         return JsonLines()
-    return LiveTable() if sys.stdout.isatty() else PlainLines()
+    return LiveTable() if sys.stdout and sys.stdout.isatty() else PlainLines()  # it may be closed
 
 
 class JsonLines:

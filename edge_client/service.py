@@ -256,6 +256,8 @@ class Client:
             update = await in_background(self._work, task)
         except DivergedError as error:
             self._inbox.put_nowait(Untrained(task.run, task.round, Reason.DIVERGED, str(error)))
+        except StorageFullError as error:
+            self._inbox.put_nowait(Untrained(task.run, task.round, Reason.DISK, str(error)))
         except Exception as error:  # whatever a user's own model or data raises: the client lives on
             logger.exception("task.failed", extra=log.facts(round=task.round))
             detail = f"{type(error).__name__}: {error}"[: limits.TEXT_CHARACTERS_MAX]

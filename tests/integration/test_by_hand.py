@@ -45,8 +45,8 @@ def test_start_status_config_watch_and_stop(parts, broker):
     coordinator = parts("coordinator", "--hold", "--num-clients", "2", *linked)
     coordinator.wait_for("started")
     clients = [parts("client", "--client-id", f"client-{n}", "--num-clients", "2", *linked) for n in (1, 2)]
-    for n in (1, 2):
-        coordinator.wait_for("client.online", client=f"client-{n}")
+    while {event["client"] for event in coordinator.named("client.online")} != {"client-1", "client-2"}:
+        coordinator.wait_for("client.online")
     before = status(broker)
     assert (before["coordinator"], before["phase"]) == ("online", "idle")
     assert set(before["clients"]) == {"client-1", "client-2"}
@@ -189,10 +189,31 @@ def test_an_idle_client_ends_at_once_and_one_in_training_too(parts, broker):
     assert time.monotonic() - began < within(30)  # the training would have taken minutes
 
 
+def test_a_state_directory_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    code, _, said = finish("client", "--client-id", "client-1", "--state-dir", tmp_path / "file" / "state")
+    assert code == 78
+    assert "cannot keep state in" in said
+
+
+def test_a_number_of_rounds_that_cannot_be_is_refused_at_once():
+    code, _, said = finish("start", "--num-rounds", "0", seconds=10)
+    assert code == 78
+    assert "num_rounds" in said
+
+
 def test_a_key_that_is_not_here_is_named_with_what_to_do(tmp_path):
     code, _, said = finish("client", "--client-id", "client-1", "--keys-dir", tmp_path)
     assert code == 78
     assert "fedmq keys issue client client-1" in said
+
+
+def test_keys_of_another_federation_are_not_taken(tmp_path):
+    assert finish("keys", "issue", "client", "client-1", "--keys-dir", tmp_path)[0] == 0
+    flags = ("--client-id", "client-1", "--federation", "other", "--keys-dir", tmp_path)
+    code, _, said = finish("client", *flags)
+    assert code == 78
+    assert "'demo', not of 'other'" in said
 
 
 def test_keys_for_another_machine_are_three_files(tmp_path):

@@ -92,7 +92,7 @@ def test_every_retained_topic_is_readable_signed_json(tmp_path):
     program = need("mosquitto_sub")
     with fedmq("demo", "--num-rounds", "30", "--state-dir", tmp_path) as demo:
         broker = demo.wait_for("broker.listening")
-        demo.wait_for("round.finished")
+        demo.wait_for("round.finished", round=2)  # the first one's summary has surely been published
         watching = subprocess.run(
             [program, "-p", str(broker["port"]), "-t", "fedmq/#", "-W", "2", "-F", "%r %t %p"],
             capture_output=True,

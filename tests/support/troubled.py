@@ -46,7 +46,7 @@ def one_has_none(client_id: str, num_clients: int) -> ClientData:
 
 def talks(client_id: str, num_clients: int) -> ClientData:
     """It prints."""
-    print(f"{client_id} reads", flush=True)
+    print(f"{client_id} reads", flush=True)  # noqa: T201 - that is the trouble
     return _clean(torch.randn(20, 4), torch.arange(20) % 2)
 
 

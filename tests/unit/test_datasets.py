@@ -160,5 +160,5 @@ def test_what_cannot_be_is_said(spec, error, why):
 
 @pytest.mark.parametrize("index", [-1, 3])
 def test_there_are_only_so_many_clients(index):
-    with pytest.raises(ConfigError, match="no client"):
+    with pytest.raises(ConfigError, match="no part"):
         client_data(DIGITS, index, 3, "c")
