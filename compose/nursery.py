@@ -80,6 +80,7 @@ class Brood:
     logs: Path
     level: str
     demo: Part  # speaks for all of them
+    held_by: tuple[int, ...] = ()  # leashes that others hold
     pids: dict[int, str] = field(default_factory=dict)
     leash: tuple[int, int] = field(default_factory=os.pipe)  # closed by our end, however it comes
 
@@ -98,7 +99,7 @@ class Brood:
         log.setup(self.level, "console", self.logs / f"{part.name}.log")
         ours, parents = self.leash
         os.close(parents)
-        stopping.leash(0, ours)
+        stopping.leash(*self.held_by, ours)
         return outcome(part, lambda: asyncio.run(main(part)))
 
     def reap(self) -> list[tuple[str, int]]:
@@ -132,7 +133,7 @@ def main() -> int:
     log.setup(settings.log.level, "console", state_dir / "logs" / "nursery.log")
     demo = Part("demo", os.dup(1))
     os.dup2(2, 1)
-    brood = Brood(state_dir / "logs", settings.log.level, demo)
+    brood = Brood(state_dir / "logs", settings.log.level, demo, held_by=(sys.stdin.fileno(),))
     wakeup = _wake_on_signals()
     try:
         return outcome(demo, lambda: _raise(brood, settings, state_dir, order["threads"], wakeup))

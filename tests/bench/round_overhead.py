@@ -83,17 +83,17 @@ def run(folder: Path, given: argparse.Namespace) -> list[float]:
     for role, name in members(given.clients):
         identity.issue(folder / "keys", role, name)
     (folder / "logs").mkdir()
-    brood = Brood(folder / "logs", "warning")
     heard, told = os.pipe()
     events, event = os.pipe()
-    brood.fork("broker", with_stdout(event, broker(given.engine, folder, told)))
+    brood = Brood(folder / "logs", "warning", Part("bench", event))
+    brood.fork("broker", broker(given.engine, folder, told))
     os.close(told)
     with os.fdopen(heard) as answer:
         address = answer.readline().strip()
     linked = settings.model_copy(update={"link": settings.link.model_copy(update={"brokers": (address,)})})
-    brood.fork("coordinator", with_stdout(event, coordinator(linked, given)))
+    brood.fork("coordinator", coordinator(linked, given))
     for _, name in members(given.clients)[1:]:
-        brood.fork(name, with_stdout(event, client(linked, name)))
+        brood.fork(name, client(linked, name))
     os.close(event)
     seconds = []
     try:
@@ -118,14 +118,6 @@ def members(clients: int) -> list[tuple[Role, str]]:
         (Role.COORDINATOR, "coordinator"),
         *((Role.CLIENT, f"client-{n}") for n in range(1, clients + 1)),
     ]
-
-
-def with_stdout(handle: int, main: Callable) -> Callable:
-    async def run(part: Part) -> int:
-        os.dup2(handle, 1)
-        return await main(part)
-
-    return run
 
 
 def broker(engine: str, folder: Path, told: int) -> Callable:
