@@ -2,7 +2,7 @@
 # pip from pyproject.toml, and runs. A second call installs nothing, unless pyproject.toml has changed.
 #
 #   make demo ARGS="--dataset fashion-mnist --num-clients 10"    pass options on to `fedmq demo`
-#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu   take torch without CUDA: about 1 GB, not 5
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu   take torch without CUDA: 1.3 GB, not 5
 #   make test PYTHON=python3.12                                  choose the Python that .venv is made with
 
 PYTHON ?= python3

@@ -44,11 +44,9 @@ def facts(event, shape):
     return {name: type(event[name]) for name in shape}
 
 
-@pytest.mark.parametrize("engine", ["amqtt", "mosquitto"])
-def test_a_federation_learns_digits_on_either_engine(tmp_path, engine):
-    if engine == "mosquitto":
-        need("mosquitto")
-    with fedmq("demo", "--engine", engine, "--state-dir", tmp_path) as demo:
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_federation_learns_digits(tmp_path, seed):
+    with fedmq("demo", "--seed", seed, "--state-dir", tmp_path) as demo:
         assert demo.ended(120) == 0, demo.stderr
         assert demo.left_behind() == []
     rounds = demo.named("round.finished")
@@ -64,6 +62,17 @@ def test_a_federation_learns_digits_on_either_engine(tmp_path, engine):
     )  # updates alone: 3 clients, 5 rounds, float32 of the mlp
     model = load_file(last["model"])
     assert all(math.isfinite(float(tensor.sum())) for tensor in model.values())
+
+
+def test_both_engines_end_in_the_same_model(tmp_path):
+    need("mosquitto")
+    digests = set()
+    for engine in ("amqtt", "mosquitto"):
+        flags = ("--engine", engine, "--num-rounds", "2", "--state-dir", tmp_path / engine)
+        with fedmq("demo", *flags) as demo:
+            assert demo.ended() == 0, demo.stderr
+        digests.add(demo.events[-1]["model_digest"])
+    assert len(digests) == 1
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(tmp_path):
@@ -251,6 +260,17 @@ def test_a_state_directory_belongs_to_one_demo(tmp_path):
         assert str(tmp_path) in said
         first.interrupt()
         assert first.ended() == 130
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_clients_learn_fashion_mnist(tmp_path):
+    need("dataset-fashion-mnist")
+    data = ("--dataset", "fashion-mnist", "--model", "cnn", "--num-clients", "10", "--alpha", "0.5")
+    plan = ("--num-rounds", "5", "--local-epochs", "1", "--batch-size", "32", "--lr", "0.05")
+    with fedmq("demo", *data, *plan, "--state-dir", tmp_path) as demo:
+        assert demo.ended(800) == 0, demo.stderr
+    assert demo.events[-1]["accuracy"] >= 0.84
 
 
 def test_a_data_set_of_random_numbers_with_options(tmp_path):
