@@ -4,6 +4,7 @@ What is slow to import (torch, pydantic, paho, amqtt) is imported inside the ver
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -234,7 +235,8 @@ def coordinator(
     shown = screen.choose(as_json=as_json)
     shown.begin(settings, parts.state_dir(settings, Role.COORDINATOR, "coordinator"))
     try:
-        ended = _run(serve(settings, hold=hold, report=shown.show))
+        with _only_json(as_json):
+            ended = _run(serve(settings, hold=hold, report=shown.show))
     finally:
         shown.end()
     if ended is not None and not ended.completed and not hold:
@@ -272,7 +274,9 @@ def client(
     settings = _load(config, **_training_flags(locals()), **_part_flags(locals()))
     from edge_client.assembly import serve
 
-    _run(serve(settings, client_id, report=_reporter(as_json=as_json), part=part, threads=threads))
+    report = _reporter(as_json=as_json)
+    with _only_json(as_json):
+        _run(serve(settings, client_id, report=report, part=part, threads=threads))
 
 
 @app.command()
@@ -521,6 +525,11 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         _fail(cause)
 
 
+def _only_json(as_json: bool) -> contextlib.AbstractContextManager[object]:
+    """Send what plug-ins print to standard error, where standard output is for events."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+
+
 def _fail(error: FedmqError) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
     if error.advice:
@@ -531,8 +540,10 @@ def _fail(error: FedmqError) -> NoReturn:
 def _reporter(*, as_json: bool, verb: str = "") -> Callable[[dict[str, object]], None]:
     """Print events: JSON Lines, or key=value for people."""
 
+    out = sys.stdout
+
     def as_line(facts: dict[str, object]) -> None:
-        print(json.dumps({"event": verb, **facts} if verb else facts), flush=True)
+        print(json.dumps({"event": verb, **facts} if verb else facts), file=out, flush=True)
 
     def as_text(facts: dict[str, object]) -> None:
         shown = {name: value for name, value in facts.items() if value is not None and name != "event"}

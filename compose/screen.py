@@ -52,11 +52,14 @@ def choose(*, as_json: bool) -> Screen:
 class JsonLines:
     """One object a line on standard output, and nothing else."""
 
+    def __init__(self) -> None:
+        self._out = sys.stdout  # which a verb may point elsewhere, for what plug-ins print
+
     def begin(self, settings: Settings, state_dir: Path) -> None:
         self.show({"event": "started", "state_dir": str(state_dir), "clients": settings.data.num_clients})
 
     def show(self, event: Event) -> None:
-        print(json.dumps(event), flush=True)
+        print(json.dumps(event), file=self._out, flush=True)
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -95,6 +95,7 @@ class Client:
         self._over = asyncio.Event()
         self._crew = Crew()
         self._beats = 0
+        self._heard_ourselves = False  # say online: after that, another boot is another process of this name
         self._is_down = False
         self._problem: FedmqError | None = None
 
@@ -193,7 +194,13 @@ class Client:
             if status.state is Presence.ONLINE and status.boot != self.coordinator_boot:
                 self.coordinator_boot = status.boot
                 self._crew.spawn(self._announce_later())
-        elif (status.state, status.boot) != (Presence.ONLINE, self.voice.boot) and not self._over.is_set():
+        elif (status.state, status.boot) == (Presence.ONLINE, self.voice.boot):
+            self._heard_ourselves = True
+        elif not self._over.is_set():
+            if status.boot != self.voice.boot and self._heard_ourselves:
+                about = {"client": self.me, "boot": status.boot}
+                logger.warning("client.doubled", extra=log.facts(**about))
+                self.report({"event": "client.doubled", **about})
             self._crew.spawn(self._announce())
 
     # --- what is to be done -----------------------------------------------------------------------
@@ -258,7 +265,10 @@ class Client:
             self._inbox.put_nowait(Untrained(task.run, task.round, Reason.DIVERGED, str(error)))
         except StorageFullError as error:
             self._inbox.put_nowait(Untrained(task.run, task.round, Reason.DISK, str(error)))
-        except Exception as error:  # whatever a user's own model or data raises: the client lives on
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever a user's own model or data raises: the client lives on
             logger.exception("task.failed", extra=log.facts(round=task.round))
             detail = f"{type(error).__name__}: {error}"[: limits.TEXT_CHARACTERS_MAX]
             self._inbox.put_nowait(Untrained(task.run, task.round, Reason.TRAINING_FAILED, detail))

@@ -176,6 +176,35 @@ def test_two_coordinators_cannot_share_a_state_directory(parts, broker):
     assert "in use by the process" in said
 
 
+def test_two_processes_of_one_name_are_told(parts, broker, tmp_path):
+    linked = ("--broker", broker, "--num-clients", "1")
+    coordinator = parts("coordinator", "--hold", *linked)
+    coordinator.wait_for("started")
+    first = parts("client", "--client-id", "client-1", *linked)
+    coordinator.wait_for("client.online", client="client-1")
+    parts("client", "--client-id", "client-1", "--state-dir", tmp_path, *linked)
+    assert first.wait_for("client.doubled")["client"] == "client-1"
+
+
+def test_what_a_plug_in_prints_is_not_among_the_events(parts, broker):
+    linked = (
+        "--broker",
+        broker,
+        "--num-clients",
+        "1",
+        "--dataset",
+        "support.troubled:talks",
+        "--model",
+        "linear",
+    )
+    coordinator = parts("coordinator", "--num-rounds", "1", *linked)
+    coordinator.wait_for("started")
+    client = parts("client", "--client-id", "client-1", *linked)
+    client.wait_for("task.started")  # every line was JSON
+    client.wait_for_words("client-1 reads")
+    assert coordinator.ended() == 0
+
+
 def test_an_idle_client_ends_at_once_and_one_in_training_too(parts, broker):
     linked = ("--broker", broker, "--num-clients", "1")
     coordinator = parts("coordinator", "--local-epochs", "9000", *linked)
