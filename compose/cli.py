@@ -15,6 +15,44 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 from common.errors import FedmqError, UsageError, cause_of
+from compose.options import (
+    Alpha,
+    BatchSize,
+    Brokers,
+    Codec,
+    CohortSize,
+    Config,
+    DataDir,
+    DataOption,
+    Dataset,
+    Device,
+    Engine,
+    Federation,
+    Host,
+    Json,
+    KeysDir,
+    LocalEpochs,
+    LogFile,
+    LogLevel,
+    Lr,
+    MaxExamples,
+    ModelName,
+    ModelOption,
+    Momentum,
+    NumClients,
+    NumRounds,
+    Optimizer,
+    Partition,
+    Patience,
+    Port,
+    QuorumShare,
+    Seed,
+    StateDir,
+    Strategy,
+    Threads,
+    WaitFor,
+    WsPort,
+)
 
 if TYPE_CHECKING:
     from common.messages import Start, Stop
@@ -35,57 +73,6 @@ keys_app = typer.Typer(help="Keys and certificates of the federation.", no_args_
 config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(config_app, name="config")
-
-Json = Annotated[bool, typer.Option("--json", help="JSON Lines on standard output, and nothing else.")]
-Config = Annotated[Path | None, typer.Option("-c", "--config", help="TOML file to read settings from.")]
-Federation = Annotated[str | None, typer.Option(help="Name of the federation.")]
-StateDir = Annotated[Path | None, typer.Option(help="Where this part keeps its state.")]
-KeysDir = Annotated[Path | None, typer.Option(help="Where keys and certificates are.")]
-Brokers = Annotated[
-    str | None, typer.Option("--broker", help="HOST:PORT of the broker; several with commas.")
-]
-LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
-LogFile = Annotated[Path | None, typer.Option(help="File that log lines are added to.")]
-Dataset = Annotated[
-    str | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10, synthetic, or MODULE:NAME.")
-]
-DataDir = Annotated[Path | None, typer.Option(help="Where the data set's files are, or are downloaded to.")]
-DataOption = Annotated[
-    list[str] | None, typer.Option("--data-option", help="NAME=VALUE for the data set; may be repeated.")
-]
-ModelName = Annotated[str | None, typer.Option("--model", help="linear, mlp, cnn, resnet18, or MODULE:NAME.")]
-ModelOption = Annotated[
-    list[str] | None, typer.Option("--model-option", help="NAME=VALUE for the model; may be repeated.")
-]
-NumClients = Annotated[int | None, typer.Option(help="Clients the data is dealt out to.")]
-Partition = Annotated[str | None, typer.Option(help="dirichlet, iid or shards.")]
-Alpha = Annotated[
-    float | None, typer.Option(help="Concentration of the Dirichlet partition; small is unequal.")
-]
-MaxExamples = Annotated[int | None, typer.Option(help="Most examples that a client trains on.")]
-Seed = Annotated[int | None, typer.Option(help="What chance starts from.")]
-NumRounds = Annotated[int | None, typer.Option(help="Rounds in a run.")]
-LocalEpochs = Annotated[int | None, typer.Option(help="Passes over a client's examples in a round.")]
-BatchSize = Annotated[int | None, typer.Option(help="Examples in a batch.")]
-Lr = Annotated[float | None, typer.Option("--lr", help="Learning rate of the clients.")]
-Optimizer = Annotated[str | None, typer.Option(help="sgd or adam.")]
-Momentum = Annotated[float | None, typer.Option(help="Momentum of SGD.")]
-Strategy = Annotated[str | None, typer.Option(help="fedavg, fedavg(lr=0.5), or MODULE:NAME.")]
-Codec = Annotated[str | None, typer.Option(help="How updates become bytes: none or fp16.")]
-CohortSize = Annotated[int | None, typer.Option(help="Clients asked in a round; all if not given.")]
-QuorumShare = Annotated[float | None, typer.Option(help="Share of the cohort that must report.")]
-Patience = Annotated[float | None, typer.Option(help="Deadline of a round, as a multiple of observed times.")]
-WaitFor = Annotated[
-    int | None, typer.Option("--wait-for-clients", help="Clients to wait for before round 1.")
-]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads for training; half the cores if not given.")
-]
-Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
-Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any free one.")]
-WsPort = Annotated[int | None, typer.Option(help="Port for MQTT over WebSocket.")]
-Engine = Annotated[str | None, typer.Option(help="amqtt or mosquitto.")]
 
 
 @app.command()
