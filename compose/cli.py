@@ -526,7 +526,6 @@ def _fail(error: FedmqError) -> NoReturn:
 
 def _reporter(*, as_json: bool, verb: str = "") -> Callable[[dict[str, object]], None]:
     """Print events: JSON Lines, or key=value for people."""
-
     out = sys.stdout
 
     def as_line(facts: dict[str, object]) -> None:

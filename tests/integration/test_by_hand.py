@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from support.patience import within
 from support.require import need
-from support.running import fedmq, finish
+from support.running import ROOT, fedmq, finish
 
 
 def free_port() -> int:
@@ -235,6 +237,53 @@ def test_a_key_that_is_not_here_is_named_with_what_to_do(tmp_path):
     code, _, said = finish("client", "--client-id", "client-1", "--keys-dir", tmp_path)
     assert code == 78
     assert "fedmq keys issue client client-1" in said
+
+
+@pytest.mark.parametrize(
+    ("part", "code"), [(("coordinator",), 78), (("edge_client", "client-1"), 78), (("edge_client",), 2)]
+)
+def test_a_container_says_what_is_wrong(monkeypatch, tmp_path, part, code):
+    monkeypatch.setenv("FEDMQ_KEYS_DIR", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", *part],
+        capture_output=True,
+        text=True,
+        timeout=within(30),
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("CLIENT-ID" if code == 2 else str(tmp_path)) in done.stderr
+
+
+def test_containers_run_a_federation(parts, monkeypatch):
+    port = free_port()
+    parts("broker", "--port", port).wait_for("broker.listening")
+    assert finish("keys", "issue", "client", "client-1")[0] == 0
+    for name, value in (
+        ("LINK__BROKERS", f"127.0.0.1:{port}"),
+        ("DATA__NUM_CLIENTS", "1"),
+        ("RUN__NUM_ROUNDS", "1"),
+    ):
+        monkeypatch.setenv(f"FEDMQ_{name}", value)
+    client = subprocess.Popen(
+        [sys.executable, "-m", "edge_client", "client-1"], stdout=subprocess.DEVNULL, cwd=ROOT
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "coordinator"],
+            capture_output=True,
+            text=True,
+            timeout=within(60),
+            cwd=ROOT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1])["event"] == "run.finished"
+    finally:
+        client.terminate()
+        assert client.wait(within(20)) == 0
 
 
 def test_keys_of_another_federation_are_not_taken(tmp_path):
