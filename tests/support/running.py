@@ -44,8 +44,9 @@ class Fedmq:
 
     def wait_for(self, name: str, seconds: float = 60, **facts: object) -> Event:
         """Wait for an event with these facts; those before it are kept in `events`."""
+        until = time.monotonic() + within(seconds)
         try:
-            while (line := self._lines.get(timeout=within(seconds))) is not None:
+            while (line := self._lines.get(timeout=max(0.0, until - time.monotonic()))) is not None:
                 event = json.loads(line)
                 self.events.append(event)
                 self.look()

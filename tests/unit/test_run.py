@@ -116,6 +116,7 @@ def test_only_what_a_client_offered_itself_is_awaited_from_it():
     machine = run_of()
     machine.handle(Offered(update("a")), 1)
     assert machine.awaits(A, update("a").delta.digest)
+    assert not machine.awaits(A, update("b").delta.digest)
     assert not machine.awaits(B, update("a").delta.digest)
 
 
