@@ -96,7 +96,7 @@ RULES = {
 
 def role_of(client_id: str) -> Role:
     """Say what a client id stands for."""
-    if client_id == COORDINATOR:
+    if client_id == COORDINATOR or (client_id.startswith(f"{COORDINATOR}-") and is_name(client_id)):
         return Role.COORDINATOR
     if client_id == OPERATOR or (client_id.startswith(f"{OPERATOR}-") and is_name(client_id)):
         return Role.OPERATOR
@@ -109,10 +109,10 @@ def user_of(client_id: str) -> str:
     """Give the MQTT user name that belongs to a client id.
 
     Mosquitto's rules go by user name and have no patterns for roles, so that all operators share one, and all
-    dashboards.
+    dashboards, and all coordinators: the second of them has to come in to hear of the first.
     """
     role = role_of(client_id)
-    return role.value if role in {Role.OPERATOR, Role.DASHBOARD} else client_id
+    return role.value if role in {Role.COORDINATOR, Role.OPERATOR, Role.DASHBOARD} else client_id
 
 
 def covers(allowed: str, requested: str) -> bool:

@@ -30,6 +30,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     boot: Boot
     sequence: Count
     version: Text = ""
+    epoch: Count = 0  # of a coordinator, see `Status`; of others 0
 
 
 @dataclass(frozen=True, slots=True)

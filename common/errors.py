@@ -1,7 +1,9 @@
 """Every error that fedmq raises on purpose, with the exit code it ends in.
 
     FedmqError 1
-    ├── StorageFullError 1       a blob does not fit into the store, or onto the disk
+    ├── StorageError 1           the disk takes nothing: it is read-only, or failing
+    │   └── StorageFullError     there is no room: on the disk, or in a quota
+    ├── DamagedError 65          a database is no database any more
     ├── TransferError 1          a blob cannot be had
     ├── UsageError 2             the command line names something that does not exist
     ├── NotFoundError 3          a run, a file or a key that is not there
@@ -36,7 +38,17 @@ class FedmqError(Exception):
         return inspect.getdoc(type(self)) or ""
 
 
-class StorageFullError(FedmqError):
+class StorageError(FedmqError):
+    """Make the disk that holds the state directory writable, or move that directory with --state-dir."""
+
+
+class DamagedError(FedmqError):
+    """Check the disk. Start the part again: it moves the damaged file aside, says so, and begins a new one."""
+
+    exit_code = 65
+
+
+class StorageFullError(StorageError):
     """Free space on the disk that holds the state directory, or move that directory with --state-dir."""
 
 

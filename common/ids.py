@@ -22,7 +22,7 @@ OPERATOR = "operator"
 
 _RESERVED_FEDERATIONS = {"mesh"}
 _RESERVED_CLIENTS = {COORDINATOR, OPERATOR}
-_RESERVED_CLIENT_PREFIXES = ("dashboard", "bridge-", "observer", "operator-")
+_RESERVED_CLIENT_PREFIXES = ("dashboard", "bridge-", "observer", "operator-", "coordinator-")
 
 
 def sha256(data: bytes | memoryview) -> Digest:

@@ -47,10 +47,25 @@ INBOX_EVENTS_MAX = 4096
 LINK_INBOX_BYTES_MAX = 64 * 1024 * 1024  # heard and not yet taken
 INFLIGHT_MESSAGES_MAX = 16
 QUEUED_MESSAGES_MAX = 256
-RECONNECT_MAX_S = 60.0
+RECONNECT_MAX_S = 30.0
 LINK_STEADY_S = 60.0  # up for so long: the back-off starts anew
 ACKNOWLEDGE_S = 60.0  # no acknowledgement for so long while some are due: the link is given up
 FAREWELL_S = 2.0  # for DISCONNECT to leave, and for UNSUBACK to come
+
+# State on disk
+OUTBOX_BYTES_MAX = 2 * 1024 * 1024 * 1024  # of entries that wait, their blobs included
+OUTBOX_AGE_S_MAX = 30 * 24 * 3600.0
+OUTBOX_METRICS_MAX = 1000  # rows
+OUTCOMES_KEPT = 10_000  # of updates that were judged
+STORAGE_RETRY_S = 1.0  # first wait where the disk takes nothing
+STORAGE_RETRY_S_MAX = 30.0
+
+# Asynchrony
+STALENESS_MAX = 20  # models made since the one that an update starts from
+
+# Coordinators
+CLAIM_S = 5.0  # for a coordinator that is said to be online to answer a new one
+CLAIM_QUIET_S = 0.25  # nothing is retained of another one, if it has not come by then
 
 # Presence
 HEARTBEAT_S = 10.0

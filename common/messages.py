@@ -37,6 +37,7 @@ class Reason(StrEnum):
     BAD_SIGNATURE = "bad-signature"
     NOT_ALLOWED = "not-allowed"
     REPLAYED = "replayed"
+    FENCED = "fenced"  # said by a coordinator that another one has replaced
     # updates
     NOT_INVITED = "not-invited"
     WRONG_ROUND = "wrong-round"
@@ -47,9 +48,14 @@ class Reason(StrEnum):
     TOO_LARGE = "too-large"
     WRONG_SIZE = "wrong-size"
     TOO_LATE = "too-late"
+    TOO_STALE = "too-stale"  # too many models were made since the one it starts from
+    TOO_MANY = "too-many"  # of one client in one aggregate
+    RUN_OVER = "run-over"  # it was taken, but the run ended before it was merged
     # a client's own reasons
     DIVERGED = "diverged"  # loss or weights became NaN or infinite
     TRAINING_FAILED = "training-failed"
+    EXPIRED = "expired"  # kept for as long as the outbox keeps anything
+    EVICTED = "evicted"  # an older update that had to make room in the outbox
     # blobs
     TRANSFER_FAILED = "transfer-failed"
     DISK = "disk"
@@ -118,6 +124,7 @@ class Verdict(Message, frozen=True, kw_only=True, tag="verdict"):
     delta: Hex
     refused: Reason | None = None
     detail: Text = ""
+    late: bool = False  # it counts in a later round than its own, with its staleness
 
 
 # --- client to coordinator, on `reply` ------------------------------------------------------------
@@ -212,6 +219,8 @@ class Status(Message, frozen=True, kw_only=True, tag="status"):
     sequence: Count = 0
     version: Text = ""
     certificate: Text = ""  # base64 of the DER, so that who reads this line can check all others
+    epoch: Count = 0  # of a coordinator: each start has a higher one, and what an older one says is refused
+    answers: Text = ""  # of a coordinator: the boot of another one, which it has heard
 
 
 class Info(Message, frozen=True, kw_only=True, tag="info"):
@@ -233,6 +242,9 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
     boot: Boot
     sequence: Count
     phase: Text = ""
+    waiting: Count = 0  # finished updates that were not judged yet
+    outbox_bytes: Count = 0
+    outbox_full: bool = False
 
 
 class ClientMetrics(Message, frozen=True, kw_only=True, tag="client-metrics"):
