@@ -23,6 +23,7 @@ from common.database import Database
 from common.ids import Boot, ClientId, Digest, RunId
 from common.messages import BY_REPLY, Info, Reason, Update
 from coordinator.round import Offered
+from coordinator.transcript import Refusal
 
 REFUSALS_KEPT = 8  # of one client for one base: a flood of different updates must not fill the disk
 
@@ -48,7 +49,7 @@ CREATE TABLE IF NOT EXISTS declined (
 CREATE TABLE IF NOT EXISTS line (
   run TEXT NOT NULL, number INTEGER NOT NULL, text BLOB NOT NULL, PRIMARY KEY (run, number));
 CREATE TABLE IF NOT EXISTS client (
-  id TEXT PRIMARY KEY, boot TEXT NOT NULL DEFAULT '', info BLOB, here INTEGER NOT NULL DEFAULT 0);
+  id TEXT PRIMARY KEY, boot TEXT NOT NULL DEFAULT '', kid BLOB, info BLOB, here INTEGER NOT NULL DEFAULT 0);
 """
 
 
@@ -59,15 +60,6 @@ class Settled:
     refused: Reason | None
     detail: str
     late: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An update that is in no aggregate."""
-
-    client: ClientId
-    delta: Digest
-    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +82,10 @@ class Unfinished:
     run: RunId
     settings: str
     first_model: Digest
+    number: int  # of the round that made the model of now; 0: none did
     model: Digest
     memory: tuple[Digest, ...]
-    snapshot: str
+    snapshot: str  # empty: the run was not even begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +94,7 @@ class Known:
 
     client: ClientId
     boot: Boot
+    kid: bytes | None
     info: Info | None
     here: bool
 
@@ -192,8 +186,14 @@ class Ledger:
             "SELECT model, memory FROM round WHERE run = ? ORDER BY number DESC LIMIT 1", run
         )
         model, memory = last[0] if last else (first, "")
+        ((number,),) = self._database.rows(
+            "SELECT COALESCE(MIN(number), 0) FROM round WHERE run = ? AND model = ? AND model != ?",
+            run,
+            model,
+            first,
+        )
         digests = tuple(Digest(digest) for digest in memory.split())
-        return Unfinished(RunId(run), settings, Digest(first), Digest(model), digests, snapshot)
+        return Unfinished(RunId(run), settings, Digest(first), number, Digest(model), digests, snapshot)
 
     def knows_run(self, run: str) -> bool:
         """Tell whether a run was this coordinator's."""
@@ -285,10 +285,14 @@ class Ledger:
     def unsaid(self, run: RunId) -> list[Refusal]:
         """List the refusals that no line of the transcript tells of yet."""
         found = self._database.rows(
-            "SELECT client, delta, refused FROM offer WHERE run = ? AND refused IS NOT NULL AND said = 0 ORDER BY id",
+            "SELECT client, delta, refused, base FROM offer"
+            " WHERE run = ? AND refused IS NOT NULL AND said = 0 ORDER BY id",
             run,
         )
-        return [Refusal(ClientId(client), Digest(delta), Reason(reason)) for client, delta, reason in found]
+        return [
+            Refusal(client=client, delta=delta, reason=Reason(reason), base=base)
+            for client, delta, reason, base in found
+        ]
 
     def needs(self, delta: str) -> bool:
         """Tell whether a blob belongs to an update that was taken and is to be merged."""
@@ -327,15 +331,16 @@ class Ledger:
 
     # --- clients --------------------------------------------------------------------------------------
 
-    def born(self, client: ClientId, info: Info) -> None:
-        """Remember what a client said of itself."""
+    def born(self, client: ClientId, kid: bytes, info: Info) -> None:
+        """Remember what a client said of itself, under which key."""
         with self._database.transaction(durable=False) as rows:
             rows.execute(
-                "INSERT INTO client (id, info) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET info = excluded.info",
-                (client, msgspec.json.encode(info)),
+                "INSERT INTO client (id, kid, info) VALUES (?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET kid = excluded.kid, info = excluded.info",
+                (client, kid, msgspec.json.encode(info)),
             )
 
-    def present(self, client: ClientId, boot: Boot, *, here: bool) -> None:
+    def present(self, client: ClientId, boot: Boot, here: bool) -> None:
         """Remember that a client came, or left."""
         with self._database.transaction(durable=False) as rows:
             rows.execute(
@@ -346,12 +351,16 @@ class Ledger:
 
     def clients(self) -> list[Known]:
         """List the clients that were ever here."""
-        found = self._database.rows("SELECT id, boot, info, here FROM client ORDER BY id")
+        found = self._database.rows("SELECT id, boot, kid, info, here FROM client ORDER BY id")
         return [
             Known(
-                ClientId(name), Boot(boot), msgspec.json.decode(info, type=Info) if info else None, bool(here)
+                ClientId(name),
+                Boot(boot),
+                kid,
+                msgspec.json.decode(info, type=Info) if info else None,
+                bool(here),
             )
-            for name, boot, info, here in found
+            for name, boot, kid, info, here in found
         ]
 
 

@@ -173,6 +173,7 @@ class CloseRound:
 
     number: int
     committed: bool
+    base: Digest
     model: Digest
     why: str
     updates: tuple[Counted, ...]
@@ -503,6 +504,7 @@ class RunMachine:
         yield CloseRound(
             self.number,
             close.committed,
+            self.round.base,
             close.model,
             close.why,
             counted,
