@@ -84,13 +84,14 @@ def _open(path: Path, schema: str) -> sqlite3.Connection:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if found != "ok":
-                raise DamagedError(f"{path} is damaged: {found}")
-            connection.executescript(schema)
+            if found == "ok":
+                connection.executescript(schema)
+                return connection
         except BaseException:
             connection.close()
             raise
-        return connection
+        connection.close()
+        raise DamagedError(f"{path} is damaged: {found}")
 
 
 def _move_aside(path: Path) -> Path:

@@ -135,6 +135,15 @@ class Run(Group):
     first_round_s: float = Field(
         default=600, gt=0, le=604_800, description="deadline of the first round, in seconds"
     )
+    late: Literal["buffer", "refuse"] = Field(
+        default="buffer",
+        description="what becomes of an update that comes after its round: it counts in the next one, scaled down "
+        "by its staleness, or it is refused",
+    )
+    keep_updates: bool = Field(
+        default=False,
+        description="keep every merged update in the run's folder, so that an audit can merge again",
+    )
     wait_for_clients: int | None = Field(
         default=None,
         ge=1,

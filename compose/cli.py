@@ -30,6 +30,7 @@ from compose.options import (
     Federation,
     Host,
     Json,
+    KeepUpdates,
     KeysDir,
     LocalEpochs,
     LogFile,
@@ -46,6 +47,7 @@ from compose.options import (
     Patience,
     Port,
     QuorumShare,
+    Resume,
     Seed,
     StateDir,
     Strategy,
@@ -94,6 +96,8 @@ def demo(
     cohort_size: CohortSize = None,
     quorum_share: QuorumShare = None,
     patience: Patience = None,
+    keep_updates: KeepUpdates = None,
+    resume: Resume = False,
     seed: Seed = None,
     data_dir: DataDir = None,
     data_option: DataOption = None,
@@ -124,7 +128,7 @@ def demo(
     from compose import screen
 
     try:
-        code = whole.run(settings, screen.choose(as_json=as_json), threads=threads)
+        code = whole.run(settings, screen.choose(as_json=as_json), threads=threads, resume=resume)
     except FedmqError as error:
         _fail(error)
     raise typer.Exit(code)
@@ -187,6 +191,8 @@ def coordinator(
     cohort_size: CohortSize = None,
     quorum_share: QuorumShare = None,
     patience: Patience = None,
+    keep_updates: KeepUpdates = None,
+    resume: Resume = False,
     wait_for_clients: WaitFor = None,
     seed: Seed = None,
     data_dir: DataDir = None,
@@ -223,7 +229,7 @@ def coordinator(
     shown.begin(settings, parts.state_dir(settings, Role.COORDINATOR, "coordinator"))
     try:
         with _only_json(as_json):
-            ended = _run(serve(settings, hold=hold, report=shown.show))
+            ended = _run(serve(settings, hold=hold, resume=resume, report=shown.show))
     finally:
         shown.end()
     if ended is not None and not ended.completed and not hold:
@@ -438,6 +444,7 @@ def _training_flags(given: dict[str, Any]) -> dict[str, Any]:
         "cohort_size": "run__cohort_size",
         "quorum_share": "run__quorum_share",
         "patience": "run__patience",
+        "keep_updates": "run__keep_updates",
         "seed": "seed",
     }
     flags = {setting: given.get(flag) for flag, setting in names.items()}

@@ -47,6 +47,11 @@ Patience = Annotated[float | None, typer.Option(help="Deadline of a round, as a 
 WaitFor = Annotated[
     int | None, typer.Option("--wait-for-clients", help="Clients to wait for before round 1.")
 ]
+KeepUpdates = Annotated[
+    bool | None,
+    typer.Option("--keep-updates", help="Keep every merged update, so that an audit can merge again."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that was left unfinished.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads for training; half the cores if not given.")
