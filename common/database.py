@@ -83,14 +83,17 @@ def _open(path: Path, schema: str) -> sqlite3.Connection:
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
-            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if found == "ok":
-                connection.executescript(schema)
-                return connection
+            _check(connection, path)
+            connection.executescript(schema)
         except BaseException:
             connection.close()
             raise
-        connection.close()
+        return connection
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
         raise DamagedError(f"{path} is damaged: {found}")
 
 

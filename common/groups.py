@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, PrivateAttr
 
-from common import ids
+from common import ids, limits
 from common.errors import ConfigError
 
 
@@ -169,6 +169,23 @@ class Link(Group):
     )
 
 
+class Outbox(Group):
+    """What a client keeps until it was judged."""
+
+    megabytes_max: int = Field(
+        default=limits.OUTBOX_BYTES_MAX // 2**20,
+        ge=1,
+        le=2**30,
+        description="most that may wait, updates included, in MiB",
+    )
+    days_max: float = Field(
+        default=limits.OUTBOX_AGE_S_MAX / 86_400,
+        gt=0,
+        le=36_500,
+        description="longest that anything waits, in days",
+    )
+
+
 class Log(Group):
     """What is logged, how, and where to."""
 
@@ -199,4 +216,5 @@ class Settings(Group):
     run: Run = Run()
     broker: Broker = Broker()
     link: Link = Link()
+    outbox: Outbox = Outbox()
     log: Log = Log()

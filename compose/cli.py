@@ -19,6 +19,7 @@ from compose.options import (
     Alpha,
     BatchSize,
     Brokers,
+    ClientName,
     Codec,
     CohortSize,
     Config,
@@ -238,7 +239,7 @@ def coordinator(
 
 @app.command()
 def client(
-    client_id: Annotated[str, typer.Option(help="This client's id: lower-case letters, digits, hyphens.")],
+    client_id: ClientName,
     dataset: Dataset = None,
     model: ModelName = None,
     num_clients: NumClients = None,
@@ -270,6 +271,31 @@ def client(
     report = _reporter(as_json=as_json)
     with _only_json(as_json):
         _run(serve(settings, client_id, report=report, part=part, threads=threads))
+
+
+@app.command()
+def outbox(
+    client_id: ClientName,
+    state_dir: StateDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a client on this machine still owes, and what became of its last updates."""
+    settings = _load(config, **_part_flags(locals()))
+    from common import outbox as kept
+    from common import parts
+    from common.identity import Role
+    from compose import owed
+
+    path = parts.state_dir(settings, Role.CLIENT, client_id) / kept.FILE
+    report = _reporter(as_json=as_json)
+    try:
+        waiting, outcomes = kept.look(path, owed.OUTCOMES_SHOWN)
+    except FedmqError as error:
+        _fail(error)
+    for one in (*map(owed.entry, waiting), *map(owed.outcome, reversed(outcomes))):
+        report(one)
 
 
 @app.command()

@@ -13,6 +13,9 @@ KeysDir = Annotated[Path | None, typer.Option(help="Where keys and certificates 
 Brokers = Annotated[
     str | None, typer.Option("--broker", help="HOST:PORT of the broker; several with commas.")
 ]
+ClientName = Annotated[
+    str, typer.Option("--client-id", help="The client's id: lower-case letters, digits, hyphens.")
+]
 LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
 LogFile = Annotated[Path | None, typer.Option(help="File that log lines are added to.")]
 Dataset = Annotated[
