@@ -24,6 +24,8 @@ from common.tensors import Schema
 from common.topics import Kind, Topics
 from common.voice import Voice
 from coordinator import strategies
+from coordinator.archive import Archive, Terms
+from coordinator.ledger import Ledger
 from coordinator.model import GlobalModel
 from coordinator.run import RunPolicy
 from coordinator.service import Coordinator, Policy
@@ -39,6 +41,7 @@ from support.trainers import NoopTrainer
 SCHEMA = Schema.from_wire([("weight", "float32", [2, 3])])
 OTHER = Schema.from_wire([("weight", "float32", [3, 3])])
 TOPICS = Topics(federation.NAME)
+TERMS = Terms(settings="{}", config={}, strategy="fedavg", codec="none", keep_updates=False)
 
 
 class FragileBus(MemoryBus):
@@ -87,7 +90,9 @@ class Lab:
         )
         vector = np.arange(SCHEMA.elements, dtype=np.float32)
         model = GlobalModel(SCHEMA, vector, strategies.resolve("fedavg"), ours.store)
-        return Coordinator(policy, ours, model=model, evaluate=None, report=self.events.append)
+        ledger = Ledger(ours.state_dir / "state.db")
+        archive = Archive(ledger, TERMS, ours.state_dir, ours.voice.identity, ours.store)
+        return Coordinator(policy, ours, archive, model=model, evaluate=None, report=self.events.append)
 
     def client(self, name, trainer=None, fragile_on=""):
         """Start a client, or start it again from its directory."""
