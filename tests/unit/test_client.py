@@ -237,6 +237,7 @@ def test_an_update_whose_delta_is_gone_is_never_offered(lab):
                 await coordinator.ask(second, 2)
                 await coordinator.ask(second, 3, word=1.0)
                 await coordinator.hear(Update, round=3)
+            assert lab.trainer.trained == 2
 
     play(story)
     (judged,) = lab.named("update.judged")
