@@ -248,7 +248,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
 
 
 class ClientMetrics(Message, frozen=True, kw_only=True, tag="client-metrics"):
-    """How a client's training and machine are doing. QoS 0."""
+    """How a client's training and machine are doing. Kept until the broker has it."""
 
     run: RunId
     round: Count

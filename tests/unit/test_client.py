@@ -12,7 +12,7 @@ from common import chunks, limits
 from common.blobs import BlobStore
 from common.bus import Arrived
 from common.database import Database
-from common.errors import DamagedError, StorageError
+from common.errors import DamagedError, StorageError, TransportError
 from common.identity import Role
 from common.ids import Boot, ClientId
 from common.ingress import Said
@@ -25,6 +25,7 @@ from common.messages import (
     Presence,
     Reason,
     Task,
+    Unavailable,
     Update,
     Verdict,
     Want,
@@ -34,6 +35,7 @@ from common.parts import Parts
 from common.tensors import Schema
 from common.topics import Kind, Topics
 from common.voice import Voice
+from edge_client import session
 from edge_client.service import EPOCH, About, Client
 from edge_client.session import Phase
 from support import federation
@@ -47,6 +49,21 @@ SCHEMA = Schema.from_wire([("weight", "float32", [2, 3])])
 TOPICS = Topics(federation.NAME)
 ME = ClientId("client-1")
 RUN = "run-1"
+
+
+class Bus(MemoryBus):
+    """Remembers on which topics it said something in vain."""
+
+    def __init__(self, broker, name):
+        super().__init__(broker, name)
+        self.in_vain = []
+
+    async def publish(self, topic, payload, *, qos=1, retain=False):
+        try:
+            await super().publish(topic, payload, qos=qos, retain=retain)
+        except TransportError:
+            self.in_vain.append(topic)
+            raise
 
 
 class Adder(NoopTrainer):
@@ -79,7 +96,7 @@ class Lab:
         voice = Voice(member(self.keys, role, name), TOPICS, Boot(secrets.token_hex(8)))
         return Parts(
             directory,
-            MemoryBus(self.broker, name),
+            Bus(self.broker, name),
             voice,
             ingress(self.keys),
             BlobStore(directory, 1 << 20),
@@ -162,6 +179,7 @@ def lab(tmp_path):
 def hurry(monkeypatch):
     monkeypatch.setattr(limits, "REANNOUNCE_S", 0.0)
     monkeypatch.setattr(limits, "STORAGE_RETRY_S", 0.01)
+    monkeypatch.setattr(session, "REOFFER_S", 1000.0)  # a story must not wait for it
 
 
 @asynccontextmanager
@@ -197,6 +215,7 @@ def test_a_client_that_is_killed_offers_what_it_made_again_and_is_judged(lab):
                 await coordinator.ask(first, 1)
                 made = await coordinator.hear(Update)
             second = lab.client()
+            assert set(second.courier._uploads) == {made.delta.digest}
             async with serving(second):
                 assert await coordinator.hear(Update) == made
                 await coordinator.ask(second, 2)  # the same base: it is offered, and not trained again
@@ -205,6 +224,8 @@ def test_a_client_that_is_killed_offers_what_it_made_again_and_is_judged(lab):
                 await eventually(lambda: second.courier.bytes_out == made.delta.size)
                 await coordinator.judge(made, late=True)
                 await eventually(lambda: lab.named("update.judged"))
+                await coordinator.tell(Want(digest=made.delta.digest))
+                await coordinator.hear(Unavailable)
             assert made.delta.digest not in lab.blobs()
             third = lab.client()
             async with serving(third):
@@ -237,10 +258,28 @@ def test_an_update_whose_delta_is_gone_is_never_offered(lab):
                 await coordinator.ask(second, 2)
                 await coordinator.ask(second, 3, word=1.0)
                 await coordinator.hear(Update, round=3)
+            assert lab.trainer.trained == 2
 
     play(story)
     (judged,) = lab.named("update.judged")
     assert (judged["round"], judged["refused"]) == (1, Reason.DISK)
+
+
+def test_an_update_that_grew_too_old_while_the_client_was_away_is_never_offered(lab):
+    async def story():
+        coordinator = Coordinator(lab)
+        async with coordinator.bus:
+            await coordinator.come()
+            first = lab.client()
+            async with serving(first):
+                await coordinator.ask(first, 1)
+                made = await coordinator.hear(Update)
+            lab.now = 101.0
+            assert lab.client().session.phase is Phase.IDLE
+            assert made.delta.digest not in lab.blobs()
+
+    play(story)
+    assert [one["refused"] for one in lab.named("update.judged")] == [Reason.EXPIRED]
 
 
 def test_many_updates_wait_and_equal_deltas_are_kept_for_the_last_of_them(lab):
@@ -459,7 +498,8 @@ def test_metrics_of_a_training_that_ends_without_a_link_are_sent_when_it_is_back
             await eventually(lambda: client.session.phase is Phase.TRAINING)
             client.link.break_link()
             lab.trainer.may_end.set()
-            await eventually(lambda: len(lab.outbox().waiting()) == 2)
+            await eventually(lambda: TOPICS.client(ME, Kind.METRICS) in client.link.in_vain)
+            assert len(lab.outbox().waiting()) == 2
             client.link.restore()
             assert (await coordinator.hear(ClientMetrics)).round == 1
             await eventually(lambda: len(lab.outbox().waiting()) == 1)
