@@ -50,18 +50,18 @@ class GlobalModel:
 
     def merge(self, updates: Sequence[Update]) -> bool:
         """Take updates in, in their order; False where the result is not finite, and then nothing changes."""
-        aggregate = self.strategy.combine(self.schema.elements)
-        for update in updates:
-            data = self._store.read(update.delta.digest)
-            delta = compression.decode(update.delta.codec, data, self.schema.elements)
-            aggregate.add(delta, self.strategy.weigh(update))
-        advanced = strategies.advance(self.strategy, self.vector, aggregate.result(), self._memory)
+        deltas = ((self._delta(update), self.strategy.weigh(update), 0) for update in updates)
+        advanced = strategies.merge(self.strategy, self.vector, deltas, self._memory)
         if advanced is None:
             return False
         vector, self._memory = advanced
         self.manifest = self._put(vector)
         self.vector = vector
         return True
+
+    def _delta(self, update: Update) -> Vector:
+        data = self._store.read(update.delta.digest)
+        return compression.decode(update.delta.codec, data, self.schema.elements)
 
     def _put(self, vector: Vector) -> Manifest:
         data = compression.encode("none", vector)

@@ -34,6 +34,7 @@ CORES = {
     "coordinator/round.py",
     "coordinator/run.py",
     "coordinator/screening.py",
+    "coordinator/transcript.py",
     "edge_client/session.py",
 }
 WAITS = {"asyncio", "logging", "os", "random", "socket", "sqlite3", "threading", "time"}
