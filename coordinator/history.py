@@ -68,7 +68,10 @@ class History:
         self._coordinator: Peer | None = None
         self._clients: dict[str, Peer] = {}  # by kid in hex
         self._versions: dict[str, list[int]] = defaultdict(list)  # of a model: how many committed before it
-        self._merged: dict[tuple[str, str], tuple[str, int]] = {}  # (client, base) -> (delta, line)
+        self._merged: dict[tuple[str, str], int] = {}  # (client, base) -> line
+        self._deltas: dict[tuple[str, str], dict[str, int]] = defaultdict(
+            dict
+        )  # (client, delta) -> base -> line
         self._refused: list[tuple[Refusal, int]] = []
 
     def take(self, data: bytes) -> AnyFact | None:
@@ -93,11 +96,11 @@ class History:
         if self.opened is not None and self.closed is None:
             self.notes.append("the run is not over: the transcript has no closing line")
         for refusal, line in self._refused:
-            for (client, base), (delta, merged_in) in self._merged.items():
-                if (client, delta) == (refusal.client, refusal.delta) and refusal.base in {None, base}:
+            for base, merged_in in self._deltas.get((refusal.client, refusal.delta), {}).items():
+                if refusal.base in {None, base}:
                     self.find(
-                        f"the update {delta[:12]} of {client} is refused here ({refusal.reason}) and merged "
-                        f"in line {merged_in}",
+                        f"the update {refusal.delta[:12]} of {refusal.client} is refused here "
+                        f"({refusal.reason}) and merged in line {merged_in}",
                         line,
                     )
 
@@ -191,8 +194,9 @@ class History:
         self.updates += 1
         who, key = f"the update of {merged.client}", (merged.client, merged.base)
         if key in self._merged:
-            self.find(f"{who} from {merged.base[:12]} is merged in line {self._merged[key][1]} already")
-        self._merged.setdefault(key, (merged.delta, self.lines))
+            self.find(f"{who} from {merged.base[:12]} is merged in line {self._merged[key]} already")
+        self._merged.setdefault(key, self.lines)
+        self._deltas[merged.client, merged.delta].setdefault(merged.base, self.lines)
         if merged.round > fact.round:
             self.find(f"{who} is for the round {merged.round}, which was yet to come")
         made_since = {self.rounds - version for version in self._versions.get(merged.base, ())}
