@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from common import codec, envelope
 from common.errors import NotFoundError
 from common.identity import Role
 from common.ids import sha256
 from common.messages import Reason
+from common.topics import Kind, Topics
 from coordinator import audit, registry, strategies, transcript
 from coordinator.transcript import Outcome, Refusal, Resumed
 from support import federation, runs
@@ -301,7 +303,7 @@ def test_the_envelope_of_another_client_or_round_proves_nothing(told):
     assert "says round 4, the client signed 1" in found(told)[TRANSCRIPT, ROUND_4]
 
 
-@pytest.mark.parametrize("byte", [1, 30, 100, -1])
+@pytest.mark.parametrize("byte", [1, 12, 30, 100, -1])  # 12: of the kid, which no signature covers
 def test_an_envelope_that_was_changed_proves_nothing(told, byte):
     sealed = bytearray(runs.facts(told)[ROUND_1 - 1].updates[0].envelope)
     sealed[byte] ^= 1
@@ -313,6 +315,31 @@ def test_an_update_that_was_said_elsewhere_proves_nothing(told):
     update = runs.sent(runs.facts(told)[ROUND_1 - 1].updates[0])
     remerge(told, ROUND_1, 0, envelope=told.seal(update, "fedmq/lab/client/ann/metrics"))
     assert "not signed by ann" in found(told)[TRANSCRIPT, ROUND_1]
+
+
+@pytest.mark.parametrize(
+    ("header", "kind"),
+    [({"sender": "bob"}, "update"), ({"federation": "other"}, "update"), ({}, "declined")],
+)
+def test_an_envelope_says_who_sends_what_and_where(told, header, kind):
+    ann, topic = told.client("ann"), Topics(federation.NAME).client("ann", Kind.REPLY)
+    update = runs.sent(runs.facts(told)[ROUND_1 - 1].updates[0])
+    known = {"federation": federation.NAME, "sender": "ann", "boot": "0b" * 8, "sequence": 1}
+    said = envelope.seal(ann, topic, kind, envelope.Header(**(known | header)), codec.encode(update))
+    remerge(told, ROUND_1, 0, envelope=said)
+    assert "of another sender, federation or kind" in found(told)[TRANSCRIPT, ROUND_1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("client", "bob"), ("base", sha256(b"other")), ("run", "other"), ("round", 3)]
+)
+def test_what_the_client_signed_is_what_the_coordinator_writes(told, field, value):
+    ann, topic = told.client("ann"), Topics(federation.NAME).client("ann", Kind.REPLY)
+    update = replace(runs.sent(runs.facts(told)[ROUND_1 - 1].updates[0]), **{field: value})
+    header = envelope.Header(federation=federation.NAME, sender="ann", boot="0b" * 8, sequence=1)
+    said = envelope.seal(ann, topic, "update", header, codec.encode(update))
+    remerge(told, ROUND_1, 0, envelope=said)
+    assert f"the client signed {value}" in found(told)[TRANSCRIPT, ROUND_1]
 
 
 @pytest.mark.parametrize(
