@@ -112,7 +112,7 @@ class _Audit:
         if not data.endswith(b"\n"):
             self._history.find("it was cut off: the coordinator mends that when it takes the run up again")
         match fact:
-            case Opened() if fact is self._history.opened:
+            case Opened():
                 self._begin(fact)
             case Concluded():
                 self._weigh()

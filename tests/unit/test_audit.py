@@ -308,7 +308,10 @@ def test_an_envelope_that_was_changed_proves_nothing(told, byte):
     sealed = bytearray(runs.facts(told)[ROUND_1 - 1].updates[0].envelope)
     sealed[byte] ^= 1
     remerge(told, ROUND_1, 0, envelope=bytes(sealed))
-    assert "the update of ann is not proven" in found(told)[TRANSCRIPT, ROUND_1]
+    places = found(told)
+    assert places.keys() == {(TRANSCRIPT, ROUND_1)}
+    assert "the update of ann is not proven" in places[TRANSCRIPT, ROUND_1]
+    assert "model" not in places[TRANSCRIPT, ROUND_1]  # what is not proven is not merged again
 
 
 def test_an_update_that_was_said_elsewhere_proves_nothing(told):
@@ -485,6 +488,28 @@ def test_metrics_stand_once_each_and_in_order(told, order):
     assert set(found(told)) == {("metrics.jsonl", None)}
 
 
+def test_metrics_that_were_cut_are_found(told):
+    path = told.folder.path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert found(told) == {("metrics.jsonl", 5): "its last line was cut off"}
+
+
+def test_a_line_between_the_metrics_is_found_also_before_the_run_is_over(told):
+    runs.write(told.folder.path, told.lines[:-1])
+    path = told.folder.path / "metrics.jsonl"
+    first, rest = path.read_bytes().split(b"\n", 1)
+    path.write_bytes(first + b"\n{}\n" + rest)
+    assert set(found(told)) == {("metrics.jsonl", 2)}
+
+
+def test_a_checkpoint_that_is_ahead_is_of_the_round_in_its_name_too(told):
+    runs.write(told.folder.path, told.lines[:ROUND_3])
+    ahead = told.folder.checkpoints / "round-00004.safetensors"
+    assert not found(told)
+    ahead.rename(told.folder.checkpoints / "round-00009.safetensors")
+    assert set(found(told)) == {("checkpoints/round-00009.safetensors", None)}
+
+
 def test_a_line_of_metrics_that_nobody_wrote_is_found(told):
     told.folder.record({"event": "round", "accuracy": 1})
     assert set(found(told)) == {("metrics.jsonl", 6)}
@@ -497,6 +522,13 @@ def test_a_blob_that_is_missing_is_found(told):
     assert "missing" in places[f"blobs/{delta}", None]
     assert "cannot be merged" in places[TRANSCRIPT, ROUND_3]
     assert not verify(told).reaggregated
+
+
+def test_the_first_model_is_among_the_blobs(told):
+    (told.folder.path / "blobs" / told.bases[0]).unlink()
+    places = found(told)
+    assert "line 1 of transcript.jsonl tells of it" in places[f"blobs/{told.bases[0]}", None]
+    assert "the first model is not there" in places[TRANSCRIPT, 1]
 
 
 def test_what_a_crash_left_half_written_is_no_blob(told):
