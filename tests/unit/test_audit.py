@@ -75,11 +75,15 @@ def test_a_genuine_run_passes_whole(genuine):
 
 
 def test_a_half_float_run_with_a_strategy_that_remembers_passes_when_it_is_named(tmp_path):
-    told = runs.whole(tmp_path, strategy="support.labs:HALVING", codec="fp16")
-    assert told.memory
-    report = verify(told, strategy="support.labs:HALVING")
+    told = runs.whole(tmp_path, strategy="support.labs:rolling(beta=0.3)", codec="fp16")
+    report = verify(told, strategy="support.labs:rolling(beta=0.3)")
     assert report.ok
     assert report.reaggregated
+
+
+def test_a_strategy_that_makes_no_finite_model_cannot_have_made_this_one(told):
+    retell(told, 1, strategy="fedavg(lr=1e39)")
+    assert "what they make is not finite" in found(told)[TRANSCRIPT, ROUND_1]
 
 
 def test_a_transcript_does_not_choose_which_code_runs_here(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Lines of a transcript: what is written is read, and nothing else is."""
 
+import dataclasses
 import json
 
 import msgspec
@@ -106,6 +107,11 @@ def test_a_line_of_another_key_is_not_believed(us, sealed, tmp_path):
     forged = transcript.read(sealed.replace(us.kid.hex().encode(), stranger.kid.hex().encode()))
     assert not forged.is_signed_by(TrustStore(us.root).admit(us.certificate_der))
     assert not forged.is_signed_by(other)
+
+
+def test_a_line_names_the_key_that_signed_it(us, peer):
+    misnamed = transcript.seal(dataclasses.replace(us, kid=bytes(16)), HEX, FACTS[1])
+    assert not transcript.read(misnamed).is_signed_by(peer)
 
 
 def test_a_line_is_named_by_all_of_its_bytes(sealed):
