@@ -87,7 +87,7 @@ class ConsoleFormatter(logging.Formatter):
         words = [_time(record), record.levelname, record.name, _word(record.getMessage())]
         words += [f"{key}={_word(value)}" for key, value in _facts(record).items()]
         lines = [" ".join(words)]
-        lines += [f"    {_escape(line)}" for line in re.split(r"\r\n|\r|\n", self._traceback(record)) if line]
+        lines += [f"    {escape(line)}" for line in re.split(r"\r\n|\r|\n", self._traceback(record)) if line]
         return "\n".join(lines)
 
     def _traceback(self, record: logging.LogRecord) -> str:
@@ -138,8 +138,9 @@ def _json(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
     except (TypeError, ValueError):
         text = json.dumps(str(value), ensure_ascii=False)
-    return _escape(text)
+    return escape(text)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Write what is not printable so that it can neither end a line nor steer a terminal."""
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from common.errors import FedmqError, UsageError, cause_of
+from common.errors import FedmqError, UsageError, WireError, cause_of
 from compose.options import (
     Alpha,
     BatchSize,
@@ -74,8 +74,10 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="Keys and certificates of the federation.", no_args_is_help=True)
 config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
+audit_app = typer.Typer(help="What a run's folder proves.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(config_app, name="config")
+app.add_typer(audit_app, name="audit")
 
 
 @app.command()
@@ -433,6 +435,36 @@ def keys_issue(
     print(
         f"copy {stem}.key, {stem}.pem and root.pem from {directory} to the keys directory of {name}'s machine"
     )
+
+
+@audit_app.command("verify")
+def audit_verify(
+    run: Annotated[str, typer.Argument(help="A run's id, or the path of its folder.")],
+    root: Annotated[
+        Path | None, typer.Option(help="The root's certificate; root.pem among the keys if not given.")
+    ] = None,
+    strategy: Strategy = None,
+    state_dir: StateDir = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Check a run's transcript and files, and make its models once more from the updates that it kept."""
+    settings = _load(config, **_part_flags(locals()))
+    from compose import examine
+    from coordinator import audit
+
+    try:
+        with _only_json(as_json):
+            folder, trusted = examine.locate(settings, run), examine.root(settings, root)
+            report = audit.verify(folder, trusted, strategy=strategy)
+    except FedmqError as error:
+        _fail(error)
+    for said in map(json.dumps, examine.events(report)) if as_json else examine.lines(report):
+        print(said)
+    if not report.ok:
+        raise typer.Exit(WireError.exit_code)
 
 
 def main() -> None:

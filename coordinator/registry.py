@@ -80,7 +80,7 @@ def to_safetensors(schema: Schema, model: NDArray[np.float32], about: dict[str, 
     tensors, at = {}, 0
     for spec in schema.tensors:
         size = math.prod(spec.shape)
-        tensors[spec.name] = np.ascontiguousarray(model[at : at + size].reshape(spec.shape))
+        tensors[spec.name] = np.asarray(model[at : at + size].reshape(spec.shape), order="C")
         at += size
     data: bytes = safetensors.numpy.save(tensors, metadata=about)
     return data

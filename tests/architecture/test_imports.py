@@ -30,10 +30,13 @@ CORES = {
     "coordinator/aggregators.py",
     "coordinator/clients.py",
     "coordinator/cohort.py",
+    "coordinator/history.py",
     "coordinator/results.py",
     "coordinator/round.py",
     "coordinator/run.py",
+    "coordinator/saved.py",
     "coordinator/screening.py",
+    "coordinator/transcript.py",
     "edge_client/session.py",
 }
 WAITS = {"asyncio", "logging", "os", "random", "socket", "sqlite3", "threading", "time"}

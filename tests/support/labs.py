@@ -77,3 +77,14 @@ HALVING = Strategy(by_examples, Mean, lambda model, delta, memory: (model + delt
 
 def scaled(by: float = 2.0) -> Strategy:
     return Strategy(lambda _: 1.0, Mean, lambda model, delta, memory: (model + by * delta, memory))
+
+
+def rolling(beta: float = 0.5) -> Strategy:
+    """What was remembered goes into the next model."""
+
+    def step(model, delta, memory):
+        (velocity,) = memory or (np.zeros_like(model),)
+        velocity = np.float32(beta) * velocity + delta
+        return model + velocity, (velocity,)
+
+    return Strategy(by_examples, Mean, step)

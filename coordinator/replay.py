@@ -1,0 +1,44 @@
+"""A run's models made once more, from the first one and the updates: what the coordinator did, by its own code.
+
+Memory is that of the model, whatever the number of updates.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from common import compression
+from common.errors import DecodeError
+from common.ids import Digest, sha256
+from common.messages import Update
+from common.tensors import Schema, Vector
+from coordinator import strategies
+from coordinator.strategies import Memory, Strategy
+from coordinator.transcript import MergedUpdate
+
+
+class Replay:
+    """The model of now, made from what was kept."""
+
+    def __init__(self, blobs: Path, strategy: Strategy, schema: Schema, first: str) -> None:
+        """Begin with the first model. Raises: OSError, DecodeError."""
+        self._blobs, self._strategy, self._schema = blobs, strategy, schema
+        self._vector = self._read(first, "none")
+        self._memory: Memory = ()
+
+    def merge(self, updates: Sequence[tuple[MergedUpdate, Update]]) -> Digest:
+        """Merge a round's updates, and name the model that they make.
+
+        Raises: OSError, DecodeError, and whatever a strategy of someone's own raises.
+        """
+        deltas = (
+            (self._read(merged.delta, update.delta.codec), merged.weight, merged.staleness)
+            for merged, update in updates
+        )
+        made = strategies.merge(self._strategy, self._vector, deltas, self._memory)
+        if made is None:
+            raise DecodeError("what they make is not finite")
+        self._vector, self._memory = made
+        return sha256(compression.encode("none", self._vector))
+
+    def _read(self, digest: str, codec: str) -> Vector:
+        return compression.decode(codec, (self._blobs / digest).read_bytes(), self._schema.elements)
