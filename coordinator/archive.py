@@ -4,6 +4,7 @@
 
 Laws: 1. The ledger first: the files beside it are copies, and mended from it. 2. A line of the transcript is in
 the ledger in one transaction with what it tells. 3. Whatever raises a StorageError can be called again.
+4. What a line of the transcript vouches for is in its file before that line is.
 """
 
 import base64
@@ -183,10 +184,10 @@ class Archive:
 
     def write_out(self, model: GlobalModel, number: int | None) -> None:
         """Bring the run's files up to the ledger, and keep the model that a round made."""
-        self._write()
         if number is not None:
             with files.said_plainly():
                 self.folder.save(model.schema, model.vector, number)
+        self._write()
 
     def finish(self, ended: EndRun, metrics: Mapping[str, object]) -> None:
         """Write down the run's end."""
@@ -239,10 +240,10 @@ class Archive:
         if self._behind:
             with files.said_plainly():
                 self.folder.path.mkdir(parents=True, exist_ok=True)
-                registry.follow(self.folder.transcript, self.ledger.lines(self.run))
                 registry.follow(
                     self.folder.metrics, [line.encode() for line in self.ledger.metrics(self.run)]
                 )
+                registry.follow(self.folder.transcript, self.ledger.lines(self.run))
             self._behind = False
 
 
