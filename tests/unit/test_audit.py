@@ -515,7 +515,7 @@ def test_a_checkpoint_that_is_ahead_is_of_the_round_in_its_name_too(told):
 
 
 def test_a_line_of_metrics_that_nobody_wrote_is_found(told):
-    told.folder.record({"event": "round", "accuracy": 1})
+    told.record({"event": "round", "accuracy": 1})
     assert set(found(told)) == {("metrics.jsonl", 6)}
 
 
