@@ -387,4 +387,4 @@ def test_a_transfer_survives_slow_slices(tmp_path):
     def plan(proxy):
         proxy.weather = Weather(latency_s=0.001, jitter_s=0.001, slice_bytes=7000)
 
-    survives(tmp_path, plan, seen=lambda proxy: True)
+    survives(tmp_path, plan, seen=lambda proxy: proxy.connections == 1)
