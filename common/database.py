@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.errors import DamagedError, StorageError, StorageFullError
+from common.errors import DamagedError, NotFoundError, StorageError, StorageFullError
 
 BUSY_S = 10.0
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -61,6 +61,21 @@ class Database:
         """Close the file."""
         with self._lock:
             self._connection.close()
+
+
+def read(path: Path, *queries: tuple[object, ...]) -> list[list[tuple[Any, ...]]]:
+    """Read rows from a file that another process may be writing: of each query (its SQL, its values) a list.
+
+    Raises: NotFoundError, StorageError, DamagedError.
+    """
+    if not path.exists():
+        raise NotFoundError(f"there is no {path}")
+    with _said_plainly(path):
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
+        try:
+            return [connection.execute(str(sql), values).fetchall() for sql, *values in queries]
+        finally:
+            connection.close()
 
 
 def _open(path: Path, schema: str) -> sqlite3.Connection:

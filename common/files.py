@@ -1,13 +1,14 @@
 """Files that are there whole or not at all, and directories that one process holds."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.errors import AlreadyRunningError, ConfigError
+from common.errors import AlreadyRunningError, ConfigError, StorageError, StorageFullError
 
 
 def replace(path: Path, data: bytes | memoryview) -> None:
@@ -32,6 +33,16 @@ def sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def said_plainly() -> Iterator[None]:
+    """Say what the disk refuses as a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        raise (StorageFullError if full else StorageError)(f"cannot write state: {error}") from error
 
 
 @contextlib.contextmanager

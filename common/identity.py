@@ -38,6 +38,7 @@ __all__ = [
     "issue",
     "load",
     "read_root",
+    "read_root_file",
 ]
 
 _ROOT = "root"
@@ -105,7 +106,11 @@ def create_root(directory: Path, federation: str, kind: KeyType = KeyType.RSA) -
 
 def read_root(directory: Path) -> Root:
     """Read the root's certificate. Raises: ConfigError."""
-    path = _pem(directory, _ROOT)
+    return read_root_file(_pem(directory, _ROOT))
+
+
+def read_root_file(path: Path) -> Root:
+    """Read a root's certificate, wherever it was copied to. Raises: ConfigError."""
     try:
         return certificates.read_root(_read_certificate(path))
     except SignatureError as error:

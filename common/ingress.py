@@ -1,6 +1,6 @@
 """The one way in: every message from the bus passes these stages, in this order, or is refused with a Reason.
 
-    topic of ours -> size -> shape -> known key -> signature -> may this role say this here -> replay ->
+    topic of ours -> size -> shape -> known key -> signature -> may this role say this here -> epoch -> replay ->
     strict decode
 
 No stage runs before the one ahead of it has passed. Lines skip the replay: retained ones are meant to be heard
@@ -27,6 +27,7 @@ from common.messages import (
     Message,
     Metrics,
     ModelLine,
+    Presence,
     Reason,
     RoundState,
     Start,
@@ -61,6 +62,7 @@ class Said:
     place: Place
     sender: Peer
     message: Message
+    data: bytes  # the envelope or line as it came
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +91,10 @@ class Refused:
 class Ingress:
     """Lets in what one federation's participants may say. Counts what it refuses."""
 
-    def __init__(self, federation: FederationId, trust: TrustStore) -> None:
+    def __init__(self, federation: FederationId, trust: TrustStore, epoch: int = 0) -> None:
         self.federation = federation
         self.trust = trust
+        self.epoch = epoch  # the highest of a coordinator so far: what one with a lower one says is refused
         self.refusals: Counter[Reason] = Counter()
         self._seen: OrderedDict[tuple[bytes, str], tuple[int, int]] = OrderedDict()  # -> highest, window bits
 
@@ -131,13 +134,15 @@ class Ingress:
             header = codec.decode(parts.header, envelope.Header, bytes_max=limits.HEADER_BYTES_MAX)
             if header.federation != self.federation or header.sender != peer.name:
                 raise _Refusal(Reason.NOT_ALLOWED, "header and key name different senders")
+            if peer.role is Role.COORDINATOR:
+                self._fence(header.epoch)
             self._require_new(peer, header)
             message: Message = codec.decode(parts.payload, _SAID_ON[place.kind])
         except DecodeError as error:
             raise _Refusal(Reason.MALFORMED, str(error)) from None
         if message.__struct_config__.tag != parts.type:
             raise _Refusal(Reason.MALFORMED, "the envelope names another type than its payload")
-        return Said(place, peer, message)
+        return Said(place, peer, message, data)
 
     def _line(self, topic: str, place: Place, data: bytes) -> Said:
         try:
@@ -151,7 +156,9 @@ class Ingress:
             raise _Refusal(Reason.MALFORMED, str(error)) from None
         if not isinstance(message, _LINE_ON[place.kind]):
             raise _Refusal(Reason.NOT_ALLOWED, f"{type(message).__name__} does not belong on {place.kind}")
-        return Said(place, peer, message)
+        if isinstance(message, Status) and message.state is Presence.ONLINE and peer.role is Role.COORDINATOR:
+            self.epoch = max(self.epoch, message.epoch)
+        return Said(place, peer, message, data)
 
     def _introduced(self, line: lines.Line, place: Place) -> Peer | None:
         """Admit a sender that brings its certificate along in a line."""
@@ -184,6 +191,12 @@ class Ingress:
         if peer is None:
             raise _Refusal(Reason.UNKNOWN_KEY, f"no participant with the key {kid.hex()} was introduced")
         return peer
+
+    def _fence(self, epoch: int) -> None:
+        """Refuse a coordinator that a later start has replaced."""
+        if epoch < self.epoch:
+            raise _Refusal(Reason.FENCED, f"epoch {epoch}; another coordinator has begun epoch {self.epoch}")
+        self.epoch = epoch
 
     def _require_new(self, peer: Peer, header: envelope.Header) -> None:
         """Refuse a sequence number that this start of the sender has used before (RFC 4303, A.2)."""

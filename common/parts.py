@@ -53,8 +53,8 @@ def member(settings: Settings, role: Role, name: str) -> Identity:
     return us
 
 
-def assemble(settings: Settings, role: Role, name: str) -> Parts:
-    """Make a participant of its keys and settings. Raises: ConfigError."""
+def assemble(settings: Settings, role: Role, name: str, *, epoch: int = 0) -> Parts:
+    """Make a participant of its keys and settings; it heeds no coordinator below `epoch`. Raises: ConfigError."""
     federation = federation_id(settings.federation)
     directory, topics = state_dir(settings, role, name), Topics(federation)
     us = member(settings, role, name)
@@ -70,7 +70,7 @@ def assemble(settings: Settings, role: Role, name: str) -> Parts:
         directory,
         MqttLink(brokers, name, will=will, username=name),
         voice,
-        Ingress(federation, TrustStore(us.root)),
+        Ingress(federation, TrustStore(us.root), epoch),
         BlobStore(directory, BLOB_STORE_BYTES_MAX),
     )
 

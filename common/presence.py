@@ -51,6 +51,7 @@ class Left:
 
     client: ClientId
     why: str  # "offline", "lost" or "silent"
+    boot: Boot
 
 
 @dataclass(slots=True)
@@ -78,6 +79,10 @@ class Attendance:
             case Tick():
                 return tuple(self._expire(now))
 
+    def resume(self, client: ClientId, boot: Boot, now: Seconds) -> None:
+        """Take a client for here that was here before a restart of ours: it has a lease to say so again."""
+        self._leases[client] = _Lease(boot, now + LEASE_S)
+
     def wake_at(self) -> Seconds | None:
         """Say when the first lease is over."""
         return min((lease.until for lease in self._leases.values() if lease.until is not None), default=None)
@@ -98,7 +103,7 @@ class Attendance:
         known.until = None
         known.farewell = known.farewell or state is Presence.OFFLINE
         if was_here:
-            yield Left(client, str(state))
+            yield Left(client, str(state), boot)
 
     def _beat(self, client: ClientId, boot: Boot, now: Seconds) -> Iterator[Came | Left]:
         known = self._leases.get(client)
@@ -113,4 +118,4 @@ class Attendance:
         for client, lease in sorted(self._leases.items()):
             if lease.until is not None and lease.until <= now:
                 lease.until = None
-                yield Left(client, "silent")
+                yield Left(client, "silent", lease.boot)

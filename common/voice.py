@@ -4,7 +4,6 @@ What is lost with the link is not repeated here: the machines say it again when 
 """
 
 import base64
-from contextlib import suppress
 
 from common import codec, envelope, lines
 from common.bus import Bus
@@ -20,15 +19,16 @@ VERSION = "0.1.0"
 class Voice:
     """One start of one participant. Not thread-safe: everything is said from the event loop."""
 
-    def __init__(self, identity: Identity, topics: Topics, boot: Boot) -> None:
+    def __init__(self, identity: Identity, topics: Topics, boot: Boot, epoch: int = 0) -> None:
         self.identity = identity
         self.topics = topics
         self.boot = boot
+        self.epoch = epoch  # of a coordinator, see `Status`
         self.bytes_out = 0  # payloads
         self._sequence = 0
 
-    async def tell(self, bus: Bus, topic: str, message: Message) -> None:
-        """Say something in an envelope."""
+    async def tell(self, bus: Bus, topic: str, message: Message) -> bool:
+        """Say something in an envelope; tells whether the broker has it."""
         self._sequence += 1
         header = envelope.Header(
             federation=self.topics.federation,
@@ -36,14 +36,15 @@ class Voice:
             boot=self.boot,
             sequence=self._sequence,
             version=VERSION,
+            epoch=self.epoch,
         )
         kind = str(message.__struct_config__.tag)
         sealed = envelope.seal(self.identity, topic, kind, header, codec.encode(message))
-        await self._publish(bus, topic, sealed, qos=1, retain=False)
+        return await self._publish(bus, topic, sealed, qos=1, retain=False)
 
-    async def show(self, bus: Bus, topic: str, message: Message, *, retain: bool, qos: int = 1) -> None:
-        """Say something as a line for everybody."""
-        await self._publish(bus, topic, self.line(topic, message), qos=qos, retain=retain)
+    async def show(self, bus: Bus, topic: str, message: Message, *, retain: bool, qos: int = 1) -> bool:
+        """Say something as a line for everybody; tells whether the broker has it (QoS 0: perhaps)."""
+        return await self._publish(bus, topic, self.line(topic, message), qos=qos, retain=retain)
 
     def line(self, topic: str, message: Message) -> bytes:
         """Write a line without sending it."""
@@ -58,6 +59,7 @@ class Voice:
             sequence=self._sequence,
             version=VERSION,
             certificate=self.certificate,
+            epoch=self.epoch,
         )
 
     @property
@@ -65,7 +67,10 @@ class Voice:
         """The certificate as text, for lines that introduce."""
         return base64.b64encode(self.identity.certificate_der).decode("ascii")
 
-    async def _publish(self, bus: Bus, topic: str, data: bytes, *, qos: int, retain: bool) -> None:
+    async def _publish(self, bus: Bus, topic: str, data: bytes, *, qos: int, retain: bool) -> bool:
         self.bytes_out += len(data)
-        with suppress(TransportError):
+        try:
             await bus.publish(topic, data, qos=qos, retain=retain)
+        except TransportError:
+            return False
+        return True

@@ -11,6 +11,7 @@ from common.ids import Digest
 from common.messages import Manifest, Reason, Update
 from common.tensors import Schema, Vector
 from coordinator import screening, strategies
+from coordinator.round import Counted
 from coordinator.strategies import Memory, Strategy
 
 
@@ -22,12 +23,20 @@ class GlobalModel:
         self.vector = vector  # float32[d]
         self.strategy, self._store = strategy, store
         self._memory: Memory = ()
+        self.memory: tuple[Digest, ...] = ()  # its blobs
         self.manifest = self._put(vector)
 
     @property
     def digest(self) -> Digest:
         """Its blob's name."""
         return Digest(self.manifest.digest)
+
+    def restore(self, model: Digest, memory: Sequence[Digest]) -> None:
+        """Become the model that these blobs hold. Raises: NotFoundError."""
+        self._memory = tuple(self._read(digest) for digest in memory)
+        self.memory = tuple(memory)
+        self.vector = self._read(model)
+        self.manifest = self._put(self.vector)
 
     def refuse_offer(self, update: Update, codec: str) -> Reason | None:
         """Say why an update's blob cannot be what the round needs, before a byte of it is fetched."""
@@ -48,20 +57,26 @@ class GlobalModel:
         )
         return screened if isinstance(screened, Reason) else None
 
-    def merge(self, updates: Sequence[Update]) -> bool:
+    def merge(self, counted: Sequence[Counted]) -> bool:
         """Take updates in, in their order; False where the result is not finite, and then nothing changes."""
-        aggregate = self.strategy.combine(self.schema.elements)
-        for update in updates:
-            data = self._store.read(update.delta.digest)
-            delta = compression.decode(update.delta.codec, data, self.schema.elements)
-            aggregate.add(delta, self.strategy.weigh(update))
-        advanced = strategies.advance(self.strategy, self.vector, aggregate.result(), self._memory)
+        deltas = (
+            (self._delta(one.update), self.strategy.weigh(one.update), one.staleness) for one in counted
+        )
+        advanced = strategies.merge(self.strategy, self.vector, deltas, self._memory)
         if advanced is None:
             return False
-        vector, self._memory = advanced
-        self.manifest = self._put(vector)
-        self.vector = vector
+        vector, memory = advanced
+        manifest = self._put(vector)
+        self.memory = tuple(self._store.put(compression.encode("none", part)) for part in memory)
+        self.vector, self._memory, self.manifest = vector, memory, manifest
         return True
+
+    def _delta(self, update: Update) -> Vector:
+        data = self._store.read(update.delta.digest)
+        return compression.decode(update.delta.codec, data, self.schema.elements)
+
+    def _read(self, digest: Digest) -> Vector:
+        return compression.decode("none", self._store.read(digest), self.schema.elements)
 
     def _put(self, vector: Vector) -> Manifest:
         data = compression.encode("none", vector)

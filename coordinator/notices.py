@@ -2,6 +2,8 @@
 
 import base64
 
+from msgspec.structs import replace
+
 from common.bus import Bus
 from common.errors import TransportError
 from common.ids import RunId
@@ -28,9 +30,13 @@ class Notices:
     def __init__(self, bus: Bus, voice: Voice) -> None:
         self._bus, self._voice = bus, voice
 
-    async def presence(self, state: Presence) -> None:
-        """Say that the coordinator is here, or leaves."""
-        await self._show(Kind.COORDINATOR_STATUS, self._voice.status(state))
+    async def presence(self, state: Presence, *, answers: str = "") -> None:
+        """Say that the coordinator is here, or leaves; `answers` is the boot of another one that asked."""
+        await self._show(Kind.COORDINATOR_STATUS, replace(self._voice.status(state), answers=answers))
+
+    async def knock(self) -> None:
+        """Ask whether another coordinator is here; for its ears only, so not retained."""
+        await self._show(Kind.COORDINATOR_STATUS, self._voice.status(Presence.OFFLINE), retain=False)
 
     async def config(self, settings: dict[str, str | int | float | bool | None]) -> None:
         """Say which settings are in force."""
@@ -60,13 +66,18 @@ class Notices:
         """Say what a round brought: now, and for those who come later."""
         facts = {name: getattr(summary, name) for name in Metrics.__struct_fields__}
         await self._show(Kind.COORDINATOR_METRICS, Metrics(**facts), retain=False)
+        await self.summary(summary)
         topics = self._voice.topics
-        await self._voice.show(self._bus, topics.summary(summary.round), summary, retain=True)
         if summary.round > SUMMARIES_KEPT:
             try:
                 await self._bus.publish(topics.summary(summary.round - SUMMARIES_KEPT), b"", retain=True)
             except TransportError:
                 return  # it stays until the broker starts anew
+
+    async def summary(self, summary: Summary) -> None:
+        """Let a round's result be found by those who come later."""
+        topic = self._voice.topics.summary(summary.round)
+        await self._voice.show(self._bus, topic, summary, retain=True)
 
     async def answer(self, answer: Answer) -> None:
         """Answer an operator's command."""

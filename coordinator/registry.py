@@ -1,14 +1,16 @@
-"""The runs on disk: configuration, metrics, checkpoints, the model.
+"""The runs on disk: configuration, metrics, transcript, checkpoints, the model.
 
-    <state>/runs/<run-id>/config.json  metrics.jsonl  checkpoints/round-00003.safetensors  model.safetensors
+    <state>/runs/<run-id>/config.json  metrics.jsonl  transcript.jsonl  model.safetensors
+                          checkpoints/round-00003.safetensors  blobs/<sha256>
 
 `model.safetensors` is the model of the last committed round, at any moment. Models are raw tensors: nothing
-in them can run.
+in them can run. The two files of lines are copies of what the ledger holds: `follow` mends them after a crash.
 """
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from common import files
-from common.ids import RunId
+from common.ids import Digest, RunId
 from common.tensors import Schema
 
 CHECKPOINTS_KEPT = 3
@@ -28,6 +30,10 @@ class RunFolder:
     def __init__(self, state_dir: Path, run: RunId) -> None:
         self.path = state_dir / "runs" / run
         self.checkpoints = self.path / "checkpoints"
+        self.blobs = self.path / "blobs"
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.transcript = self.path / "transcript.jsonl"
 
     @property
     def model(self) -> Path:
@@ -36,13 +42,8 @@ class RunFolder:
 
     def create(self, config: Mapping[str, object]) -> None:
         """Begin a run."""
-        self.checkpoints.mkdir(parents=True)
-        files.replace(self.path / "config.json", json.dumps(config, indent=2).encode())
-
-    def record(self, facts: Mapping[str, object]) -> None:
-        """Add one line to the metrics."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(facts) + "\n")
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        files.replace(self.config, json.dumps(config, indent=2).encode())
 
     def save(self, schema: Schema, model: NDArray[np.float32], number: int) -> None:
         """Keep a round's model, and of the checkpoints the last few."""
@@ -51,6 +52,27 @@ class RunFolder:
         files.replace(self.model, data)
         for old in sorted(self.checkpoints.glob("round-*.safetensors"))[:-CHECKPOINTS_KEPT]:
             old.unlink()
+
+    def keep(self, digest: Digest, data: bytes) -> None:
+        """Keep a blob for whoever audits the run."""
+        self.blobs.mkdir(exist_ok=True)
+        if not (self.blobs / digest).exists():
+            files.replace(self.blobs / digest, data)
+
+
+def follow(path: Path, lines: Sequence[bytes]) -> None:
+    """Let a file be these lines: add what is missing at its end; where it says anything else, write it anew."""
+    data = b"".join(line + b"\n" for line in lines)
+    size = path.stat().st_size if path.exists() else 0
+    with path.open("a+b") as file:
+        file.seek(0)
+        is_beginning = data.startswith(file.read())
+        if is_beginning:
+            file.write(data[size:])
+            file.flush()
+            os.fsync(file.fileno())
+    if not is_beginning:
+        files.replace(path, data)
 
 
 def to_safetensors(schema: Schema, model: NDArray[np.float32], about: dict[str, str]) -> bytes:

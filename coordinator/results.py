@@ -30,7 +30,7 @@ def summary(
 
     Means over clients are weighted by the examples they were computed on.
     """
-    updates = closed.updates
+    updates = [counted.update for counted in closed.updates]
     return Summary(
         run=run,
         round=closed.number,

@@ -7,8 +7,9 @@ Source: Bonawitz et al. 2019, §2.2 (arXiv:1902.01046); there is no selection ph
 and the task is the invitation.
 Laws: 1. Every offered update gets a fetch or a verdict, in every phase. 2. The same update twice gets the
 same answer and counts once; another update of the same client is an equivocation, and the first one wins. 3.
-What was taken stays.
+What was taken stays, and is in the next round from this base if this one comes to nothing.
 4. The merge sees the updates in sorted order of their clients: floating-point order is part of the result.
+Not here: updates that come when the round is merging or over (`shelf`, by way of `run`).
 """
 
 from collections.abc import Callable, Iterator
@@ -34,11 +35,22 @@ class Offered:
     """A client says that its update is ready."""
 
     update: Update
+    proof: bytes = b""  # the signed envelope that it came in
+
+    @property
+    def client(self) -> ClientId:
+        """Whose it is."""
+        return self.update.client
+
+    @property
+    def delta(self) -> Digest:
+        """Its blob."""
+        return Digest(self.update.delta.digest)
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """An update's blob is here, whole and on disk, and was screened; or it cannot be had."""
+    """An update's blob is here, whole and on disk, and was screened."""
 
     client: ClientId
     delta: Digest
@@ -47,10 +59,19 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfetched:
+    """An update's blob could not be had or kept for now; its client will offer it again."""
+
+    client: ClientId
+    delta: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class ClientDeclined:
     """A client says that no update will come."""
 
     client: ClientId
+    round: int
     reason: Reason
 
 
@@ -91,6 +112,7 @@ RoundEvent = (
     Begun
     | Offered
     | Received
+    | Unfetched
     | ClientDeclined
     | ClientLeft
     | ClientCame
@@ -112,23 +134,31 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Get an update's blob, check it, and tell by `Received`."""
+    """Get an update's blob, check it, and tell by `Received` or `Unfetched`."""
 
-    update: Update
+    offer: Offered
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Tell a client what became of its update."""
+    """Settle what became of an update, on disk; then tell its client."""
 
-    client: ClientId
-    delta: Digest
+    offer: Offered
     refused: Reason | None = None
     detail: str = ""
+    late: bool = False  # it counts in a later round than its own
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class Counted:
+    """An update in an aggregate."""
+
+    update: Update
+    staleness: int = 0  # models made since its base
+
+
+@dataclass(frozen=True, slots=True)
+class Forgo:
     """Tell a client that the round goes on without it, and fetch nothing more from it."""
 
     client: ClientId
@@ -138,7 +168,7 @@ class Release:
 class Merge:
     """Make a model of these updates, in this order, and tell by `Merged`."""
 
-    updates: tuple[Update, ...]
+    updates: tuple[Counted, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +180,7 @@ class Close:
     why: str = ""
 
 
-RoundEffect = Assign | Fetch | Judge | Release | Merge | Close
+RoundEffect = Assign | Fetch | Judge | Forgo | Merge | Close
 
 # --- the machine ----------------------------------------------------------------------------------
 
@@ -203,8 +233,8 @@ class RoundMachine:
     cohort: tuple[ClientId, ...]  # sorted
     policy: RoundPolicy
     phase: Phase = Phase.OPENING
-    standing: dict[ClientId, Standing] = field(default_factory=dict)
-    updates: dict[ClientId, Update] = field(default_factory=dict)  # offered; taken where the standing says so
+    standing: dict[ClientId, Standing] = field(default_factory=dict)  # of some before the round begins
+    offers: dict[ClientId, Offered] = field(default_factory=dict)  # taken where the standing says so
     refusals: dict[ClientId, Reason] = field(default_factory=dict)
     answered_at: dict[ClientId, Seconds] = field(default_factory=dict)
     begun_at: Seconds | None = None
@@ -220,10 +250,10 @@ class RoundMachine:
             return None
         return self.begun_at + self.policy.deadline_s
 
-    def taken(self) -> tuple[Update, ...]:
+    def taken(self) -> tuple[Offered, ...]:
         """List the updates that count, in sorted order of their clients."""
         return tuple(
-            self.updates[client] for client in self.cohort if self.standing.get(client) is Standing.TAKEN
+            self.offers[client] for client in self.cohort if self.standing.get(client) is Standing.TAKEN
         )
 
     def was_missed(self) -> bool:
@@ -234,47 +264,39 @@ class RoundMachine:
         self._move(Phase.REPORTING)
         self.begun_at = now
         for client in self.cohort:
-            self.standing[client] = Standing.ASKED
-            yield Assign(client)
+            if client not in self.standing:
+                self.standing[client] = Standing.ASKED
+                yield Assign(client)
+        yield from self._go_on_if_complete()
+
+    def decided(self, offer: Offered) -> Judge | None:
+        """Repeat what an update from this round's base was told; refuse a second, different one."""
+        first, standing = self.offers.get(offer.client), self.standing.get(offer.client)
+        if offer.update.base != self.base:
+            return None
+        if first is not None and first.delta != offer.delta and standing is not Standing.ASKED:
+            return Judge(offer, Reason.EQUIVOCATION, "another update from this base came first")
+        if standing is Standing.REFUSED:
+            return Judge(offer, self.refusals[offer.client])
+        return Judge(offer) if standing is Standing.TAKEN else None
 
     def _offered(self, event: Offered, now: Seconds) -> Effects:
-        update = event.update
-        client, delta = update.client, Digest(update.delta.digest)
-        if client not in self.standing:
-            yield Judge(client, delta, Reason.NOT_INVITED)
-        elif update.round != self.number:
-            yield Judge(client, delta, Reason.WRONG_ROUND)
-        elif update.base != self.base:
-            yield Judge(client, delta, Reason.WRONG_BASE)
-        elif self.updates.get(client, update).delta.digest != delta:
-            yield Judge(client, delta, Reason.EQUIVOCATION, "another update for this round came first")
-        elif self.standing[client] is Standing.TAKEN:
-            yield Judge(client, delta)
-        elif self.standing[client] is Standing.REFUSED:
-            yield Judge(client, delta, self.refusals[client])
+        if event.client not in self.standing:
+            yield Judge(event, Reason.NOT_INVITED)
+        elif event.update.round > self.number:
+            yield Judge(event, Reason.WRONG_ROUND)
+        elif event.update.base != self.base:
+            yield Judge(event, Reason.WRONG_BASE)
+        elif answer := self.decided(event):
+            yield answer
         else:  # perhaps offered again after a break: its transfer may have to be taken up
-            self.updates.setdefault(client, update)
-            yield from self._fetch(client)
-
-    def _offered_late(self, event: Offered, now: Seconds) -> Effects:
-        update = event.update
-        client, delta = update.client, Digest(update.delta.digest)
-        first = self.updates.get(client)
-        if update.round == self.number and first is not None and first.delta.digest == delta:
-            if self.standing[client] is Standing.TAKEN:
-                yield Judge(client, delta)
-            else:
-                yield Judge(client, delta, self.refusals.get(client, Reason.TOO_LATE))
-        else:
-            yield Judge(client, delta, Reason.TOO_LATE)
-
-    def _fetch(self, client: ClientId) -> Effects:
-        self.standing[client] = Standing.FETCHING
-        yield Fetch(self.updates[client])
+            self.offers[event.client] = event
+            self.standing[event.client] = Standing.FETCHING
+            yield Fetch(event)
 
     def _received(self, event: Received, now: Seconds) -> Effects:
-        update = self.updates.get(event.client)
-        if update is None or update.delta.digest != event.delta:
+        offer = self.offers.get(event.client)
+        if offer is None or offer.delta != event.delta:
             return
         if self.standing[event.client] in {Standing.TAKEN, Standing.REFUSED}:
             return
@@ -283,8 +305,15 @@ class RoundMachine:
             self.standing[event.client] = Standing.TAKEN
         else:
             self._refuse(event.client, event.problem)
-        yield Judge(event.client, event.delta, event.problem, event.detail)
+        yield Judge(offer, event.problem, event.detail)
         yield from self._go_on_if_complete()
+
+    def _unfetched(self, event: Unfetched, now: Seconds) -> Effects:
+        offer = self.offers.get(event.client)
+        fetching = self.standing.get(event.client) is Standing.FETCHING
+        if fetching and offer is not None and offer.delta == event.delta:
+            self.standing[event.client] = Standing.ASKED
+        yield from ()
 
     def _declined(self, event: ClientDeclined, now: Seconds) -> Effects:
         if self.standing.get(event.client) in {Standing.ASKED, Standing.AWAY}:
@@ -299,7 +328,7 @@ class RoundMachine:
     def _came(self, event: ClientCame, now: Seconds) -> Effects:
         if self.standing.get(event.client) in {Standing.ASKED, Standing.FETCHING, Standing.AWAY}:
             self.standing[event.client] = Standing.ASKED
-            self.updates.pop(event.client, None)  # if it still has it, it offers it again
+            self.offers.pop(event.client, None)  # if it still has it, it offers it again
             yield Assign(event.client)
 
     def _deadline(self, event: Tick, now: Seconds) -> Effects:
@@ -338,7 +367,7 @@ class RoundMachine:
     def _merge(self) -> Effects:
         self._move(Phase.MERGING)
         yield from self._release_pending()
-        yield Merge(self.taken())
+        yield Merge(tuple(Counted(offer.update) for offer in self.taken()))
 
     def _abandon(self, why: str) -> Effects:
         self._move(Phase.ABANDONED)
@@ -348,7 +377,7 @@ class RoundMachine:
     def _release_pending(self) -> Effects:
         for client in self.cohort:
             if self.standing.get(client) in {Standing.ASKED, Standing.FETCHING, Standing.AWAY}:
-                yield Release(client)
+                yield Forgo(client)
 
     def _refuse(self, client: ClientId, reason: Reason) -> None:
         self.standing[client] = Standing.REFUSED
@@ -364,6 +393,7 @@ class RoundMachine:
         (Phase.OPENING, Halted): _halt,
         (Phase.REPORTING, Offered): _offered,
         (Phase.REPORTING, Received): _received,
+        (Phase.REPORTING, Unfetched): _unfetched,
         (Phase.REPORTING, ClientDeclined): _declined,
         (Phase.REPORTING, ClientLeft): _left,
         (Phase.REPORTING, ClientCame): _came,
@@ -371,8 +401,4 @@ class RoundMachine:
         (Phase.REPORTING, Halted): _halt,
         (Phase.MERGING, Merged): _merged,
         (Phase.MERGING, MergeFailed): _merge_failed,
-        (Phase.OPENING, Offered): _offered_late,
-        (Phase.MERGING, Offered): _offered_late,
-        (Phase.COMMITTED, Offered): _offered_late,
-        (Phase.ABANDONED, Offered): _offered_late,
     }

@@ -5,11 +5,13 @@
                         +---------------------------+----------------+-------------+
 
 The machine of the open round lives in here and gets its events through here, so that one driver and one clock
-move both. Everything the round decides comes out as it is; `Close` becomes an evaluation or another try.
+move both. What the round decides comes out as it is, but for `Close`, which becomes an evaluation or another
+try, and `Merge`, which takes along what waits on the shelf.
 Laws: 1. A round's number is never used twice. 2. A deadline is patience x the slowest answer of the last
 round, never below a floor; before anything was observed, a fixed one; a round that somebody missed never
-shortens it. 3. `ABANDONED_MAX`
-abandoned rounds in a row end the run.
+shortens it. 3. `ABANDONED_MAX` abandoned rounds in a row end the run. 4. An update that was taken is merged
+once: with its round, with a later one, or it is revoked when the run ends. 5. `Resumed` with what was on disk
+goes on as if nothing had happened, but that the open round's deadline starts anew.
 """
 
 from collections.abc import Iterator
@@ -17,8 +19,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from common.ids import ClientId, Digest
+from common.limits import STALENESS_MAX
 from common.machine import Seconds, Tick
-from common.messages import Update
+from common.messages import Reason
 from coordinator import cohort
 from coordinator.round import (
     Assign,
@@ -27,7 +30,9 @@ from coordinator.round import (
     ClientDeclined,
     ClientLeft,
     Close,
+    Counted,
     Fetch,
+    Forgo,
     Halted,
     Judge,
     Merge,
@@ -35,13 +40,17 @@ from coordinator.round import (
     MergeFailed,
     Offered,
     Received,
-    Release,
     RoundMachine,
     RoundPolicy,
+    Standing,
+    Unfetched,
 )
+from coordinator.round import Phase as RoundPhase
+from coordinator.shelf import Shelf
 
 ABANDONED_MAX = 3
 DEADLINE_S_MIN = 10.0
+LATE_PER_CLIENT_MAX = 4  # updates of one client that wait for a merge
 
 # --- events ---------------------------------------------------------------------------------------
 
@@ -66,12 +75,54 @@ class Evaluated:
     """The new model was evaluated, and the round recorded."""
 
 
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A model that clients were asked to train, and who was."""
+
+    base: Digest
+    version: int  # models committed before it
+    number: int  # of the first round from it
+    asked: frozenset[ClientId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run as it is written to disk; the updates that were taken lie beside it."""
+
+    phase: "Phase"
+    base: Digest
+    rounds: int
+    committed: int
+    number: int
+    first: bool
+    stopping: bool
+    abandoned_in_a_row: int
+    slowest_s: Seconds | None
+    last_why: str
+    releases: tuple[Release, ...]
+    cohort: tuple[ClientId, ...] = ()  # of the open round, as are those below
+    policy: RoundPolicy | None = None
+    merging: tuple[tuple[ClientId, Digest], ...] = ()  # deltas, once the merge has begun
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The run that a coordinator had begun goes on, from what it had written."""
+
+    snapshot: Snapshot
+    taken: tuple[Offered, ...]  # and not merged yet, in the order they were taken
+    refused: tuple[tuple[ClientId, Reason], ...]  # in the open round: by us, or by the client itself
+    here: tuple[ClientId, ...]  # when it stopped; who does not come back is declared gone in time
+
+
 RunEvent = (
     Started
+    | Resumed
     | StopAsked
     | Evaluated
     | Offered
     | Received
+    | Unfetched
     | ClientDeclined
     | ClientLeft
     | ClientCame
@@ -81,6 +132,21 @@ RunEvent = (
 )
 
 # --- effects --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Write the run to disk, before what follows."""
+
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """An update that was taken does not count after all: settle that, and tell its client."""
+
+    offer: Offered
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +169,14 @@ class OpenRound:
 
 @dataclass(frozen=True, slots=True)
 class CloseRound:
-    """A round ended. If it committed, evaluate its model, record it, and tell by `Evaluated`."""
+    """A round ended. Evaluate its model if it committed, record all of it at once, and tell by `Evaluated`."""
 
     number: int
     committed: bool
+    base: Digest
     model: Digest
     why: str
-    updates: tuple[Update, ...]
+    updates: tuple[Counted, ...]
     refusals: tuple[tuple[ClientId, str], ...]
     seconds: Seconds
 
@@ -124,7 +191,9 @@ class EndRun:
     why: str
 
 
-RunEffect = Assign | Fetch | Judge | Release | Merge | Gather | OpenRound | CloseRound | EndRun
+RunEffect = (
+    Assign | Fetch | Judge | Revoke | Forgo | Merge | Gather | Remember | OpenRound | CloseRound | EndRun
+)
 Effects = Iterator[RunEffect]
 
 # --- the machine ----------------------------------------------------------------------------------
@@ -140,6 +209,13 @@ class Phase(StrEnum):
     OVER = "over"
 
 
+class Late(StrEnum):
+    """What becomes of an update that comes after its round."""
+
+    BUFFER = "buffer"  # it counts in the next merge, its delta scaled down by its staleness
+    REFUSE = "refuse"
+
+
 @dataclass(frozen=True, slots=True)
 class RunPolicy:
     """How a run goes."""
@@ -150,6 +226,7 @@ class RunPolicy:
     quorum_share: float = 0.5  # of the cohort
     patience: float = 3.0  # a deadline is so many times the slowest answer of the last round
     first_deadline_s: Seconds = 600.0
+    late: Late = Late.BUFFER
 
     def quorum(self, asked: int) -> int:
         """Say how many of so many are enough."""
@@ -168,6 +245,9 @@ class RunMachine:
     number: int = 0  # of the round that was opened last
     here: set[ClientId] = field(default_factory=set)
     round: RoundMachine | None = None
+    releases: dict[Digest, Release] = field(default_factory=dict)  # the newest STALENESS_MAX + 1
+    shelf: Shelf = field(default_factory=lambda: Shelf(LATE_PER_CLIENT_MAX))
+    merging: tuple[Offered, ...] = ()  # in order
     first: bool = True  # the run's first round is still to come
     stopping: bool = False
     abandoned_in_a_row: int = 0
@@ -183,14 +263,37 @@ class RunMachine:
         return self.round.wake_at() if self.round else None
 
     def awaits(self, client: ClientId, delta: str) -> bool:
-        """Tell whether this delta is what the client offered in the open round."""
-        offered = self.round.updates.get(client) if self.round else None
-        return offered is not None and offered.delta.digest == delta
+        """Tell whether this delta is on its way here from this client."""
+        offered = self.round.offers.get(client) if self.round else None
+        return (offered is not None and offered.delta == delta) or self.shelf.awaits(client, delta)
+
+    def snapshot(self) -> Snapshot:
+        """Say all that a restart needs, but for the updates. Not while a round is being recorded."""
+        assert self.base is not None
+        open_ = self.round if self.phase is Phase.ROUND else None
+        return Snapshot(
+            phase=self.phase,
+            base=self.base,
+            rounds=self.rounds,
+            committed=self.committed,
+            number=self.number,
+            first=self.first,
+            stopping=self.stopping,
+            abandoned_in_a_row=self.abandoned_in_a_row,
+            slowest_s=self.slowest_s,
+            last_why=self.last_why,
+            releases=tuple(self.releases.values()),
+            cohort=open_.cohort if open_ else (),
+            policy=open_.policy if open_ else None,
+            merging=tuple((offer.client, offer.delta) for offer in self.merging),
+        )
 
     def _handle(self, event: RunEvent, now: Seconds) -> Effects:
         match event:
             case Started():
                 yield from self._start(event, now)
+            case Resumed():
+                yield from self._resume(event, now)
             case StopAsked():
                 yield from self._stop(event, now)
             case Evaluated():
@@ -202,23 +305,104 @@ class RunMachine:
             case ClientLeft(client):
                 self.here.discard(client)
                 yield from self._in_round(event, now)
-            case Offered() | Received() | ClientDeclined() | Merged() | MergeFailed() | Tick():
+            case _:
+                yield from self._heard(event, now)
+
+    def _heard(self, event: RunEvent, now: Seconds) -> Effects:
+        match event:
+            case Offered():
+                yield from self._offered(event, now)
+            case Received() if self.shelf.awaits(event.client, event.delta):
+                yield from self.shelf.received(event)
+            case Unfetched() if self.shelf.awaits(event.client, event.delta):
+                self.shelf.unfetched(event)
+            case ClientDeclined(_, number, _) if number != self.number:
+                pass
+            case _:
                 yield from self._in_round(event, now)
+
+    # --- its beginning, its end, and what interrupts it -----------------------------------------------
 
     def _start(self, event: Started, now: Seconds) -> Effects:
         if self.phase not in {Phase.IDLE, Phase.OVER}:
             return
-        self.phase = Phase.GATHERING
+        self.phase, self.round = Phase.GATHERING, None
         self.base, self.rounds, self.committed = event.base, event.rounds, 0
         self.stopping, self.abandoned_in_a_row, self.first = False, 0, True
+        self.releases = {event.base: Release(event.base, 0, self.number + 1)}
+        yield Remember(self.snapshot())
         yield from self._open_or_gather(now)
 
+    def _resume(self, event: Resumed, now: Seconds) -> Effects:
+        if self.phase is not Phase.IDLE:
+            return
+        was = event.snapshot
+        self.phase, self.base, self.rounds, self.committed = was.phase, was.base, was.rounds, was.committed
+        self.number, self.first, self.stopping = was.number, was.first, was.stopping
+        self.abandoned_in_a_row, self.slowest_s, self.last_why = (
+            was.abandoned_in_a_row,
+            was.slowest_s,
+            was.last_why,
+        )
+        self.releases = {release.base: release for release in was.releases}
+        self.here = set(event.here)
+        if was.phase is Phase.ROUND:
+            yield from self._reopen(event, now)
+        else:
+            for offer in event.taken:
+                self.shelf.keep(offer, taken=True)
+            if was.phase is Phase.EVALUATING:
+                yield from self._evaluated(now)
+            elif was.phase is Phase.GATHERING:
+                yield from self._open_or_gather(now)
+
+    def _reopen(self, event: Resumed, now: Seconds) -> Effects:
+        """Go on with the open round: nobody is asked whose answer is known."""
+        was = event.snapshot
+        assert was.policy is not None
+        taken = {(offer.client, offer.delta): offer for offer in event.taken}
+        self.merging = tuple(taken[key] for key in was.merging)
+        round_ = RoundMachine(self.number, was.base, was.cohort, was.policy)
+        for client in was.cohort:
+            if client not in self.here:
+                round_.standing[client] = Standing.AWAY
+        for client, reason in event.refused:
+            round_.standing[client], round_.refusals[client] = Standing.REFUSED, reason
+        for key, offer in taken.items():
+            if offer.update.base == was.base and offer.client in was.cohort:
+                round_.standing[offer.client], round_.offers[offer.client] = Standing.TAKEN, offer
+            elif key not in was.merging:
+                self.shelf.keep(offer, taken=True)
+        self.round = round_
+        yield OpenRound(self.number, was.base, was.cohort, was.policy.deadline_s)
+        if self.merging:
+            round_.phase, round_.begun_at = RoundPhase.MERGING, now
+            yield Merge(self._counted())
+        else:
+            yield from self._in_round(Begun(), now)
+
     def _stop(self, event: StopAsked, now: Seconds) -> Effects:
+        if self.phase in {Phase.IDLE, Phase.OVER}:
+            return
         self.stopping = True
         if self.phase is Phase.GATHERING:
             yield from self._end("stopped")
-        elif self.phase is Phase.ROUND and event.now:
-            yield from self._in_round(Halted(), now)
+        elif self.phase is Phase.ROUND:
+            yield Remember(self.snapshot())
+            if event.now:
+                yield from self._in_round(Halted(), now)
+
+    def _end(self, why: str) -> Effects:
+        assert self.base is not None
+        self.phase = Phase.OVER
+        for entry in self.shelf.clear():
+            if entry.taken:
+                yield Revoke(entry.offer, Reason.RUN_OVER)
+            else:
+                yield Forgo(entry.offer.client)
+        yield EndRun(self.base, self.committed, self.committed >= self.rounds, why)
+
+    # --- its rounds -----------------------------------------------------------------------------------
 
     def _open_or_gather(self, now: Seconds) -> Effects:
         self.phase = Phase.GATHERING
@@ -237,11 +421,31 @@ class RunMachine:
         assert self.base is not None
         self.phase = Phase.ROUND
         self.number += 1
-        asked = cohort.draw(self.here, self.policy.cohort_size, seed=self.policy.seed, number=self.number)
-        policy = RoundPolicy(quorum=self.policy.quorum(len(asked)), deadline_s=self._deadline_s())
-        self.round = RoundMachine(self.number, self.base, asked, policy)
-        yield OpenRound(self.number, self.base, asked, policy.deadline_s)
+        self.round = self._next_round(self.base)
+        release = self.releases[self.base]
+        asked = release.asked.union(self.round.cohort)
+        self.releases[self.base] = Release(release.base, release.version, release.number, asked)
+        yield Remember(self.snapshot())
+        yield OpenRound(self.number, self.base, self.round.cohort, self.round.policy.deadline_s)
         yield from self._in_round(Begun(), now)
+
+    def _next_round(self, base: Digest) -> RoundMachine:
+        """Draw a cohort; who has answered from this base already is in it, with that answer."""
+        answered = {entry.offer.client: entry for entry in self.shelf.adopt(base)}
+        size = self.policy.cohort_size
+        others = cohort.draw(
+            self.here - answered.keys(),
+            None if size is None else max(0, size - len(answered)),
+            seed=self.policy.seed,
+            number=self.number,
+        )
+        asked = tuple(sorted({*others, *answered}))
+        policy = RoundPolicy(quorum=self.policy.quorum(len(asked)), deadline_s=self._deadline_s())
+        standing = {
+            client: Standing.TAKEN if entry.taken else Standing.FETCHING for client, entry in answered.items()
+        }
+        offers = {client: entry.offer for client, entry in answered.items()}
+        return RoundMachine(self.number, base, asked, policy, standing=standing, offers=offers)
 
     def _deadline_s(self) -> Seconds:
         if self.slowest_s is None:
@@ -249,14 +453,35 @@ class RunMachine:
         return max(DEADLINE_S_MIN, self.policy.patience * self.slowest_s)
 
     def _in_round(self, event: object, now: Seconds) -> Effects:
-        """Let the last round hear it; a closed one still judges what comes late."""
+        """Let the round hear it, and pass on what it decides."""
         if self.round is None:
             return
         for effect in self.round.handle(event, now):  # type: ignore[arg-type]  # a RunEvent that is a RoundEvent
-            if isinstance(effect, Close):
-                yield from self._closed(effect, now)
-            else:
-                yield effect
+            match effect:
+                case Close():
+                    yield from self._closed(effect, now)
+                case Merge():
+                    self.merging = tuple(sorted((*self.round.taken(), *self.shelf.take()), key=_order))
+                    yield Remember(self.snapshot())
+                    yield Merge(self._counted())
+                case Forgo(client):
+                    yield from self._let_go(client)
+                case _:
+                    yield effect
+
+    def _let_go(self, client: ClientId) -> Effects:
+        """Go on without a client; if its update can count later, leave it at work."""
+        assert self.round is not None
+        if self.policy.late is Late.REFUSE or not self._will_merge():
+            yield Forgo(client)
+        elif self.round.standing[client] is Standing.FETCHING:
+            self.shelf.keep(self.round.offers[client], taken=False)
+
+    def _counted(self) -> tuple[Counted, ...]:
+        return tuple(
+            Counted(offer.update, self.committed - self.releases[Digest(offer.update.base)].version)
+            for offer in self.merging
+        )
 
     def _closed(self, close: Close, now: Seconds) -> Effects:
         assert self.round is not None
@@ -268,21 +493,33 @@ class RunMachine:
             self.slowest_s = max(answers, default=self.slowest_s)
         elif self.slowest_s is not None:  # who was too slow must not be given less time than before
             self.slowest_s = max(*answers, self.slowest_s, 0.0)
-        self.phase = Phase.EVALUATING
+        counted = self._counted() if close.committed else ()
         if close.committed:
-            self.base, self.abandoned_in_a_row = close.model, 0
-            self.committed += 1
+            self._advance(close.model)
         else:
             self.abandoned_in_a_row += 1
+            for offer in self.merging or self.round.taken():
+                self.shelf.keep(offer, taken=True)
+        self.phase, self.merging = Phase.EVALUATING, ()
         yield CloseRound(
             self.number,
             close.committed,
+            self.round.base,
             close.model,
             close.why,
-            self.round.taken() if close.committed else (),
+            counted,
             tuple(sorted(self.round.refusals.items())),
             now - begun_at,
         )
+
+    def _advance(self, model: Digest) -> None:
+        """Let a new model be the base of what follows."""
+        self.base, self.abandoned_in_a_row = model, 0
+        self.committed += 1
+        self.releases[model] = Release(model, self.committed, self.number + 1)
+        old = list(self.releases)[: -STALENESS_MAX - 1]
+        for base in set(old) - self.shelf.bases():  # what waits has to be told its staleness
+            del self.releases[base]
 
     def _evaluated(self, now: Seconds) -> Effects:
         if self.phase is not Phase.EVALUATING:
@@ -298,10 +535,50 @@ class RunMachine:
         else:
             yield from self._open_or_gather(now)
 
-    def _end(self, why: str) -> Effects:
-        assert self.base is not None
-        self.phase = Phase.OVER
-        yield EndRun(self.base, self.committed, self.committed >= self.rounds, why)
+    # --- updates ----------------------------------------------------------------------------------------
+
+    def _offered(self, offer: Offered, now: Seconds) -> Effects:
+        """Give an update to the open round if it is from its base, else to the shelf."""
+        round_ = self.round
+        if self.shelf.knows(offer):
+            yield from self.shelf.offer(offer)
+        elif round_ is None:
+            yield Judge(offer, Reason.NOT_INVITED)
+        elif (
+            round_.phase is RoundPhase.REPORTING
+            and offer.update.base == round_.base
+            and offer.client in round_.standing
+        ):
+            yield from self._in_round(offer, now)
+        elif answer := round_.decided(offer):
+            yield answer
+        else:
+            yield from self._offered_late(offer)
+
+    def _offered_late(self, offer: Offered) -> Effects:
+        release = self.releases.get(Digest(offer.update.base))
+        if release is None:
+            oldest = min(known.number for known in self.releases.values())
+            yield Judge(offer, Reason.TOO_STALE if offer.update.round < oldest else Reason.WRONG_BASE)
+        elif offer.client not in release.asked:
+            yield Judge(offer, Reason.NOT_INVITED)
+        elif self.policy.late is Late.REFUSE or not self._will_merge():
+            yield Judge(offer, Reason.TOO_LATE)
+        else:
+            yield from self.shelf.offer(offer)
+
+    def _will_merge(self) -> bool:
+        """Tell whether another merge is to come in this run."""
+        if self.phase is Phase.OVER:
+            return False
+        if self.round is not None and self.round.phase is RoundPhase.REPORTING:
+            return True
+        merging = self.round is not None and self.round.phase is RoundPhase.MERGING
+        return not self.stopping and self.committed + merging < self.rounds
+
+
+def _order(offer: Offered) -> tuple[str, int]:
+    return offer.client, offer.update.round
 
 
 def progress(machine: RunMachine) -> tuple[str, int, int]:

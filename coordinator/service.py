@@ -1,25 +1,41 @@
 """The coordinator's shell: bus <-> machines. Everything here waits, nothing decides.
 
 bus -> ingress -> attendance -> run machine -> effects -> work in threads -> events -> run machine
+
+What the ledger has to know is written before the next effect is performed, and the effects of one event before
+the next event is heard. While the disk takes nothing, the run waits.
 """
 
 import asyncio
+import base64
+import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec.structs import asdict, replace
 
-from common import log
+from common import limits, log
 from common.bus import Arrived, LinkDown, LinkUp
 from common.courier import Courier, Lanes
 from common.crew import Crew, in_background
 from common.driver import drive
-from common.errors import FedmqError, TransferError
+from common.errors import (
+    AlreadyRunningError,
+    DamagedError,
+    FedmqError,
+    SignatureError,
+    StorageError,
+    TransferError,
+)
 from common.evaluation import Scores
-from common.ids import ClientId, Digest, RunId
+from common.identity import Peer
+from common.ids import Boot, ClientId, Digest, RunId
 from common.ingress import Frame, Refused, Said
 from common.messages import (
     Answer,
@@ -48,24 +64,28 @@ from common.presence import Attendance, Beat, Came, Declared, Left
 from common.tensors import Vector
 from common.topics import Kind
 from coordinator import cohort, results
+from coordinator.archive import Archive
+from coordinator.claim import Claim
 from coordinator.clients import Clients
+from coordinator.ledger import Settled, Unfinished
 from coordinator.model import GlobalModel
-from coordinator.notices import Notices
-from coordinator.registry import RunFolder
+from coordinator.notices import SUMMARIES_KEPT, Notices
 from coordinator.results import Traffic
 from coordinator.round import (
     Assign,
     ClientCame,
     ClientDeclined,
     ClientLeft,
+    Counted,
     Fetch,
+    Forgo,
     Judge,
     Merge,
     Merged,
     MergeFailed,
     Offered,
     Received,
-    Release,
+    Unfetched,
 )
 from coordinator.run import (
     CloseRound,
@@ -74,6 +94,8 @@ from coordinator.run import (
     Gather,
     OpenRound,
     Phase,
+    Remember,
+    Revoke,
     RunEffect,
     RunEvent,
     RunMachine,
@@ -84,6 +106,7 @@ from coordinator.run import (
 )
 
 logger = log.logger(__name__)
+T = TypeVar("T")
 
 Report = Callable[[dict[str, object]], None]
 
@@ -107,12 +130,14 @@ class Coordinator:
         self,
         policy: Policy,
         parts: Parts,
+        archive: Archive,
         *,
         model: GlobalModel,
         evaluate: Callable[[Vector], Scores] | None,
         report: Report,
+        unfinished: Unfinished | None = None,
     ) -> None:
-        self.policy, self.model, self.evaluate = policy, model, evaluate
+        self.policy, self.model, self.evaluate, self.archive = policy, model, evaluate, archive
         self.link, self.voice, self.ingress, self.store = parts.link, parts.voice, parts.ingress, parts.store
         self.state_dir: Path = parts.state_dir
         self.topics = parts.voice.topics
@@ -122,39 +147,48 @@ class Coordinator:
         self.attendance = Attendance()
         self.clients = Clients(model.schema.digest)
         self.outcome: EndRun | None = None
+        self._ledger = archive.ledger
+        self._unfinished = unfinished
         self._report = report
+        self._claim = Claim(self.notices, self.voice, self._ledger)
         self._run = RunId("none")
-        self._folder: RunFolder | None = None
         self._served: Digest | None = None
-        self._fetches: dict[ClientId, list[asyncio.Task[None]]] = {}  # of the open round
+        self._coming: dict[
+            tuple[ClientId, Digest], asyncio.Task[None]
+        ] = {}  # updates, offered and not settled
         self._is_down = False
         self._leaving = False
         self._starting = False  # a run that the machine has not heard of yet
+        self._problem: FedmqError | None = None
         self._bytes_in = 0
         self._run_began, self._run_traffic = 0.0, Traffic()
         self._round_began, self._round_traffic = 0.0, Traffic()
+        self._remembered: tuple[Digest, ...] = model.memory  # by the strategy, before the open round
         self._last: Summary | None = None  # of the rounds that committed
+        self._summaries: deque[Summary] = deque(maxlen=SUMMARIES_KEPT)
         self._run_inbox: asyncio.Queue[RunEvent] = asyncio.Queue()
         self._attendance_inbox: asyncio.Queue[Declared | Beat] = asyncio.Queue()
         self._over = asyncio.Event()
         self._crew = Crew()
 
     async def serve(self) -> EndRun | None:
-        """Run until the run is over (on hold: until `leave`); returns how the last run ended."""
+        """Run until the run is over (on hold: until `leave`); returns how the last run ended.
+
+        Raises: AlreadyRunningError where another coordinator of the federation is here, or replaces us.
+        """
         kinds = (Kind.INFO, Kind.STATUS, Kind.HEARTBEAT, Kind.REPLY)
         filters = [self.topics.client("+", kind) for kind in kinds]
-        await self.link.subscribe(*filters, self.topics.all_up(), self.topics.control)
+        status = self.topics.coordinator(Kind.COORDINATOR_STATUS)
+        await self.link.subscribe(status, *filters, self.topics.all_up(), self.topics.control)
         async with self.link, self.courier, self._crew as crew:
             crew.spawn(self._listen(), name="listen")
-            crew.spawn(
-                drive(self.attendance, self._attendance_inbox, self._perform_presence), name="presence"
-            )
-            crew.spawn(drive(self.machine, self._run_inbox, self._perform), name="run")
-            if not self.policy.hold:
-                await self._start(self.policy.rounds)
+            crew.spawn(self._lead(), name="lead")
             await self._over.wait()
-            await self.notices.presence(Presence.OFFLINE)
+            if self._problem is None:
+                await self.notices.presence(Presence.OFFLINE)
             crew.dismiss()
+        if self._problem is not None:
+            raise self._problem
         return self.outcome
 
     def leave(self, *, now: bool) -> None:
@@ -164,6 +198,59 @@ class Coordinator:
             self._over.set()
         else:
             self._run_inbox.put_nowait(StopAsked(now))
+
+    async def _lead(self) -> None:
+        """Make sure that nobody else coordinates, then go on with the run that was begun, or begin one."""
+        try:
+            await self._claim.make()
+            self._recall()
+            self._crew.spawn(
+                drive(self.attendance, self._attendance_inbox, self._perform_presence), name="presence"
+            )
+            self._crew.spawn(drive(self.machine, self._run_inbox, self._perform), name="run")
+            await self._announce()
+            if self._unfinished is not None:
+                await self._take_up(self._unfinished)
+            elif not self.policy.hold:
+                await self._start(self.policy.rounds)
+        except (AlreadyRunningError, DamagedError) as error:
+            self._give_up(error)
+
+    def _recall(self) -> None:
+        """Know again who was born, and take for here who was here: their leases begin anew."""
+        now = time.monotonic()
+        for known in self._ledger.clients():
+            if known.info is None:
+                continue
+            with suppress(SignatureError):  # its certificate has run out meanwhile
+                self.ingress.trust.admit(base64.b64decode(known.info.certificate))
+            self.clients.born(known.client, known.info)
+            if known.here:
+                self.attendance.resume(known.client, known.boot, now)
+                self.clients.here.add(known.client)
+
+    def _give_up(self, problem: FedmqError) -> None:
+        """End the service with an error for the operator."""
+        self._problem = problem
+        self._over.set()
+
+    async def _durably(self, function: Callable[..., T], *args: object) -> T:
+        """Write to disk; while it takes nothing, say so once and try again."""
+        wait_s, told = limits.STORAGE_RETRY_S, False
+        while True:
+            try:
+                written = await in_background(function, *args)
+            except StorageError as error:
+                if not told:
+                    logger.error("storage.refused", extra=log.facts(why=str(error)))  # noqa: TRY400 - no bug
+                    self._report({"event": "storage.refused", "why": str(error)})
+                told = True
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, limits.STORAGE_RETRY_S_MAX)
+            else:
+                if told:
+                    self._log("storage.back")
+                return written
 
     @property
     def _is_idle(self) -> bool:
@@ -177,7 +264,9 @@ class Coordinator:
                 case LinkUp():
                     self.courier.link_up()
                     self._is_down = False
-                    self._crew.spawn(self._announce())
+                    self._claim.linked()
+                    if self._claim.is_made:
+                        self._crew.spawn(self._announce())
                 case LinkDown(why, next_try_s):
                     self.courier.link_down()
                     if not self._is_down:  # say so once; it goes on trying by itself
@@ -195,8 +284,10 @@ class Coordinator:
                 self.courier.arrived(place, data)
             case Said(_, _, Start() | Stop() as command):
                 self._crew.spawn(self._obey(command))
-            case Said(_, sender, message):
-                self._heard(ClientId(sender.name), message)
+            case Said(place, _, Status() as status) if place.kind is Kind.COORDINATOR_STATUS:
+                self._rival(status)
+            case Said(_, sender, message, data):
+                self._heard(sender, message, data)
             case Refused(_, reason, detail, count) as refused if refused.is_news:
                 about = {"topic": topic, "reason": reason, "detail": detail, "count": count}
                 logger.warning("message.refused", extra=log.facts(**about))
@@ -204,18 +295,31 @@ class Coordinator:
             case Refused() | None:
                 pass
 
-    def _heard(self, client: ClientId, message: Message) -> None:
+    def _rival(self, status: Status) -> None:
+        """Hear of a coordinator: ourselves, one that asks whether we are here, or one that replaces us."""
+        if status.boot == self.voice.boot:
+            if status.state is not Presence.ONLINE and self._claim.is_made and not self._over.is_set():
+                self._crew.spawn(self.notices.presence(Presence.ONLINE))  # a late will of ours
+        elif self._claim.is_lost_to(status):
+            self._give_up(AlreadyRunningError(f"another coordinator has taken {self.topics.federation} over"))
+        elif self._claim.is_made:
+            self._crew.spawn(self.notices.presence(Presence.ONLINE, answers=status.boot))
+        else:
+            self._claim.heard(status)
+
+    def _heard(self, sender: Peer, message: Message, data: bytes) -> None:
+        client = ClientId(sender.name)
         match message:
             case Status(state=state, boot=boot):
                 self._attendance_inbox.put_nowait(Declared(client, state, boot))
             case Heartbeat(boot=boot):
                 self._attendance_inbox.put_nowait(Beat(client, boot))
             case Info():
-                self._born(client, message)
+                self._born(client, sender.kid, message)
             case Update():
-                self._offered(client, message)
+                self._crew.spawn(self._offered(client, Offered(message, data)))
             case Declined():
-                self._declined(client, message)
+                self._crew.spawn(self._declined(client, message))
             case Want():
                 refused = self.courier.wanted(client, message)
                 if refused:
@@ -227,9 +331,10 @@ class Coordinator:
             case _:
                 pass
 
-    def _born(self, client: ClientId, info: Info) -> None:
+    def _born(self, client: ClientId, kid: bytes, info: Info) -> None:
         if not self.clients.born(client, info):
             return
+        self._crew.spawn(self._durably(self._ledger.born, client, kid, info))
         problem = self.clients.problem(client)
         if problem is not None:
             reason, detail = problem
@@ -238,21 +343,33 @@ class Coordinator:
         elif self.clients.may_take_part(client):
             self._run_inbox.put_nowait(ClientCame(client))
 
-    def _offered(self, client: ClientId, update: Update) -> None:
-        strange = update.client != client or update.run != self._run
-        refused = Reason.NOT_INVITED if strange else self.model.refuse_offer(update, self.policy.codec)
-        if refused:
-            judged = Judge(client, Digest(update.delta.digest), refused)
-            self._crew.spawn(self._judge(judged, update.run, update.round))
+    async def _offered(self, client: ClientId, offer: Offered) -> None:
+        """Repeat what an update was told, or let the run decide."""
+        update = offer.update
+        if update.client != client:
+            await self._answer(client, offer, Settled(Reason.NOT_INVITED, "", late=False))
+            return
+        known = await self._durably(self._ledger.answer, update)
+        if known is not None:
+            await self._answer(client, offer, known)
+        elif update.run != self._run or self._is_idle:
+            ours = await self._durably(self._ledger.knows_run, update.run)
+            refused = Reason.TOO_LATE if ours else Reason.NOT_INVITED
+            await self._answer(client, offer, Settled(refused, "", late=False))
+        elif refused := self.model.refuse_offer(update, self.policy.codec):
+            await self._settle(Judge(offer, refused))
         else:
-            self._run_inbox.put_nowait(Offered(update))
+            self._run_inbox.put_nowait(offer)
 
-    def _declined(self, client: ClientId, message: Declined) -> None:
+    async def _declined(self, client: ClientId, message: Declined) -> None:
+        """Let the run go on without a client, and tell it so."""
         if message.run == self._run and message.round == self.machine.number:
             about = {"client": client, "reason": message.reason, "detail": message.detail}
             logger.warning("update.declined", extra=log.facts(**about))
             self._report({"event": "update.declined", **about})
-            self._run_inbox.put_nowait(ClientDeclined(client, message.reason))
+            await self._durably(self._ledger.decline, message.run, message.round, client, message.reason)
+            self._run_inbox.put_nowait(ClientDeclined(client, message.round, message.reason))
+        await self._tell(client, Cancel(run=message.run, round=message.round))
 
     async def _obey(self, command: Start | Stop) -> None:
         refused = ""
@@ -269,41 +386,56 @@ class Coordinator:
 
     # --- what is to be done -----------------------------------------------------------------------
 
-    def _perform_presence(self, effect: Came | Left) -> None:
+    def _perform_presence(self, effect: Came | Left) -> Coroutine[None, None, None]:
         match effect:
-            case Came(client):
+            case Came(client, boot):
                 if client not in self.clients.here:
                     self._log("client.online", client=client)
                 self.clients.here.add(client)
-                self._crew.spawn(self._show_round())
                 if self.clients.may_take_part(client):
                     self._run_inbox.put_nowait(ClientCame(client))
-            case Left(client, why):
+                return self._note_presence(client, boot, here=True)
+            case Left(client, why, boot):
                 self.clients.here.discard(client)
                 self.courier.gone(client)
                 self._log("client.offline", client=client, why=why)
                 self._run_inbox.put_nowait(ClientLeft(client))
-                self._crew.spawn(self._show_round())
+                return self._note_presence(client, boot, here=False)
 
-    def _perform(self, effect: RunEffect) -> None:
+    async def _note_presence(self, client: ClientId, boot: Boot, *, here: bool) -> None:
+        self._crew.spawn(self._show_round())
+        await self._durably(self._ledger.present, client, boot, here)
+
+    async def _perform(self, effect: RunEffect) -> None:
+        match effect:
+            case Remember(snapshot):
+                await self._durably(self.archive.remember, snapshot)
+            case Judge():
+                await self._settle(effect)
+            case Revoke(offer, reason):
+                await self._durably(self._ledger.revoke, offer, reason)
+                self._crew.spawn(self._tell(offer.client, _verdict(offer, Settled(reason, "", late=False))))
+                self._crew.spawn(self._discard(offer.delta))
+            case _:
+                self._do(effect)
+
+    def _do(self, effect: RunEffect) -> None:
+        """Begin what is not waited for."""
         match effect:
             case Gather(here, needed):
                 self._log("run.gathering", clients=here, needed=needed)
                 self._crew.spawn(self._show_round())
             case OpenRound(number, _, asked, deadline_s):
                 self._round_began, self._round_traffic = time.monotonic(), self._traffic()
-                self._forgo(*self._fetches)
                 self._serve_model(asked)
                 self._log("round.started", round=number, clients=len(asked), deadline_s=round(deadline_s, 1))
                 self._crew.spawn(self._show_round())
             case Assign(client):
                 self._crew.spawn(self._assign(client))
-            case Fetch(update):
-                fetching = self._crew.spawn(self._fetch(update))
-                self._fetches.setdefault(update.client, []).append(fetching)
-            case Judge():
-                self._crew.spawn(self._judge(effect, self._run, self.machine.number))
-            case Release(client):
+            case Fetch(offer):
+                before = self._coming.get((offer.client, offer.delta))
+                self._coming[offer.client, offer.delta] = self._crew.spawn(self._fetch(offer, before))
+            case Forgo(client):
                 self._forgo(client)
                 self._crew.spawn(self._tell(client, Cancel(run=self._run, round=self.machine.number)))
             case Merge(updates):
@@ -313,11 +445,10 @@ class Coordinator:
             case EndRun():
                 self._crew.spawn(self._end(effect))
 
-    def _forgo(self, *clients: ClientId) -> None:
-        """Fetch nothing more from them: the round goes on without them, and they may never send the rest."""
-        for client in clients:
-            for fetching in self._fetches.pop(client, ()):
-                fetching.cancel()
+    def _forgo(self, client: ClientId) -> None:
+        """Fetch nothing more from a client: the round goes on without it, and it may never send the rest."""
+        for key in [key for key in self._coming if key[0] == client]:
+            self._coming.pop(key).cancel()
 
     def _serve_model(self, asked: tuple[ClientId, ...]) -> None:
         """Let the cohort fetch the model of now, and no older one."""
@@ -330,12 +461,27 @@ class Coordinator:
         """Begin a run from the model at hand."""
         self._starting = True
         self._run = RunId(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
-        self._folder = RunFolder(self.state_dir, self._run)
         self._run_began, self._run_traffic, self._last = time.monotonic(), self._traffic(), None
-        await in_background(self._folder.create, self.policy.config)
-        await in_background(self._folder.save, self.model.schema, self.model.vector, self.machine.number)
+        await self._durably(self.archive.begin, self._run, self.model)
+        await self._durably(self.archive.write_out, self.model, None)
         self._log("run.started", run=self._run, rounds=rounds, central_test=self.evaluate is not None)
         self._run_inbox.put_nowait(Started(self.model.digest, rounds))
+        self._starting = False
+
+    async def _take_up(self, unfinished: Unfinished) -> None:
+        """Go on with a run where it was left."""
+        self._starting = True
+        self._run = unfinished.run
+        self._run_began, self._run_traffic = time.monotonic(), self._traffic()
+        await self._durably(self.archive.take_up, unfinished, self.model, self.voice.epoch)
+        await self._durably(self.archive.write_out, self.model, None)
+        self._summaries.extend(await self._durably(self.archive.summaries))
+        self._last = self._summaries[-1] if self._summaries else None
+        self._log("run.resumed", run=self._run, round=unfinished.number)
+        if unfinished.snapshot:
+            self._run_inbox.put_nowait(await self._durably(self.archive.resumed, unfinished))
+        else:
+            self._run_inbox.put_nowait(Started(self.model.digest, self.policy.rounds))
         self._starting = False
 
     async def _assign(self, client: ClientId) -> None:
@@ -353,33 +499,53 @@ class Coordinator:
         )
         await self._tell(client, task)
 
-    async def _fetch(self, update: Update) -> None:
-        client, delta = update.client, Digest(update.delta.digest)
+    async def _fetch(self, offer: Offered, before: asyncio.Task[None] | None) -> None:
+        """Have an update's blob, and look at it. What cannot be had or kept now is offered again."""
+        if before is not None:
+            await asyncio.wait((before,))
 
         async def want(message: Want) -> None:
-            await self._tell(client, message)
+            await self._tell(offer.client, message)
 
         try:
-            await self.courier.fetch(update.delta, want=want)
-            problem, detail = await in_background(self.model.screen, update), ""
-        except TransferError as error:
-            problem, detail = Reason.TRANSFER_FAILED, str(error)
-        except (FedmqError, OSError) as error:  # ours: no room, no disk
-            logger.exception("update.unreadable", extra=log.facts(client=client))
-            problem, detail = Reason.DISK, str(error)
-        self._run_inbox.put_nowait(Received(client, delta, problem, detail))
+            await self.courier.fetch(offer.update.delta, want=want)
+            problem = await in_background(self.model.screen, offer.update)
+        except (FedmqError, OSError) as error:
+            why = {"client": offer.client, "why": str(error)}
+            logger.warning("update.unfetched", extra=log.facts(**why))
+            if not isinstance(error, TransferError):  # ours: no room, no disk
+                self._report({"event": "update.unfetched", **why})
+            self._run_inbox.put_nowait(Unfetched(offer.client, offer.delta))
+            return
+        self._run_inbox.put_nowait(Received(offer.client, offer.delta, problem))
 
-    async def _judge(self, judged: Judge, run: RunId, number: int) -> None:
-        if judged.refused:
-            about = {"client": judged.client, "reason": judged.refused, "detail": judged.detail}
-            logger.warning("update.refused", extra=log.facts(round=number, **about))
-            self._report({"event": "update.refused", "round": number, **about})
-        verdict = Verdict(
-            run=run, round=number, delta=judged.delta, refused=judged.refused, detail=judged.detail
-        )
-        await self._tell(judged.client, verdict)
+    async def _settle(self, judged: Judge) -> None:
+        """Write a verdict down, then tell it; what stands already stands."""
+        offer = judged.offer
+        settled = Settled(judged.refused, judged.detail, judged.late)
+        stands = await self._durably(self._ledger.settle, offer, settled)
+        self._coming.pop((offer.client, offer.delta), None)
+        if stands.refused:
+            self._crew.spawn(self._discard(offer.delta))
+        self._crew.spawn(self._answer(offer.client, offer, stands))
 
-    async def _merge(self, updates: tuple[Update, ...]) -> None:
+    async def _answer(self, client: ClientId, offer: Offered, settled: Settled) -> None:
+        if settled.refused:
+            about = {"client": client, "reason": settled.refused, "detail": settled.detail}
+            level = logging.ERROR if settled.refused is Reason.EQUIVOCATION else logging.WARNING
+            logger.log(level, "update.refused", extra=log.facts(round=offer.update.round, **about))
+            self._report({"event": "update.refused", "round": offer.update.round, **about})
+        await self._tell(client, _verdict(offer, settled))
+
+    async def _discard(self, *digests: Digest) -> None:
+        """Delete blobs that no update needs: another client's may be the same bytes."""
+        for digest in digests:
+            needed = await self._durably(self._ledger.needs, digest)
+            coming = any(delta == digest for _, delta in self._coming)
+            if not needed and not coming and digest not in {self.model.digest, *self.model.memory}:
+                self.store.delete(digest)
+
+    async def _merge(self, updates: tuple[Counted, ...]) -> None:
         try:
             merged = await in_background(self.model.merge, updates)
         except Exception as error:  # whatever a strategy of someone's own raises: the model stays
@@ -391,28 +557,31 @@ class Coordinator:
 
     async def _conclude(self, closed: CloseRound) -> None:
         """Evaluate a round's model and record the round, on disk first."""
-        assert self._folder is not None
         scores = None
-        if closed.committed:
-            if self.evaluate:
-                scores = await in_background(self.evaluate, self.model.vector)
-            await in_background(self._folder.save, self.model.schema, self.model.vector, closed.number)
+        if closed.committed and self.evaluate:
+            scores = await in_background(self.evaluate, self.model.vector)
         took_s = time.monotonic() - self._round_began
         traffic = self._traffic().since(self._round_traffic)
         summary = results.summary(self._run, closed, scores, traffic, took_s)
         event = "round.finished" if closed.committed else "round.abandoned"
         facts = {"event": event, **asdict(summary)}
-        await in_background(self._folder.record, facts)
+        await self._durably(self._record, closed, facts)
         self._last = summary if closed.committed else self._last
+        self._summaries.append(summary)
         logger.info(event, extra=log.facts(**asdict(summary)))
         self._report(facts)
         self._crew.spawn(self.notices.result(summary))
         self._crew.spawn(self.notices.model(self.model, self._run, closed.number))
-        await in_background(self.store.sweep, {self.model.digest})
+        merged = {Digest(one.update.delta.digest) for one in closed.updates}
+        await self._discard(*merged, closed.base, *self._remembered)
+        self._remembered = self.model.memory
         self._run_inbox.put_nowait(Evaluated())
 
+    def _record(self, closed: CloseRound, facts: dict[str, object]) -> None:
+        self.archive.end_round(closed, self.machine.snapshot(), self.model, facts)
+        self.archive.write_out(self.model, closed.number if closed.committed else None)
+
     async def _end(self, ended: EndRun) -> None:
-        assert self._folder is not None
         self.outcome = ended
         traffic = self._traffic().since(self._run_traffic)
         facts = {
@@ -426,11 +595,12 @@ class Coordinator:
             "seconds": time.monotonic() - self._run_began,
             "bytes_up": traffic.bytes_in,
             "bytes_down": traffic.bytes_out,
-            "model": str(self._folder.model),
+            "model": str(self.archive.folder.model),
             "model_digest": ended.model,
             "state_dir": str(self.state_dir),
         }
-        await in_background(self._folder.record, facts)
+        await self._durably(self.archive.finish, ended, facts)
+        await self._durably(self.archive.write_out, self.model, None)
         await self._show_round()
         logger.info("run.finished", extra=log.facts(rounds=ended.rounds, why=ended.why))
         self._report(facts)
@@ -445,6 +615,8 @@ class Coordinator:
         await self.notices.config(self.policy.config)
         await self.notices.model(self.model, self._run, self.machine.number)
         await self._show_round()
+        for summary in self._summaries:
+            await self.notices.summary(summary)
 
     async def _show_round(self) -> None:
         phase, asked, reported = progress(self.machine)
@@ -469,3 +641,14 @@ class Coordinator:
         """Tell the log and whoever reads our events."""
         logger.info(event, extra=log.facts(**facts))
         self._report({"event": event, **facts})
+
+
+def _verdict(offer: Offered, settled: Settled) -> Verdict:
+    return Verdict(
+        run=offer.update.run,
+        round=offer.update.round,
+        delta=offer.delta,
+        refused=settled.refused,
+        detail=settled.detail,
+        late=settled.late,
+    )

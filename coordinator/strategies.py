@@ -8,7 +8,8 @@ and one strategy serves many runs. One of your own is such a value, or a functio
 Shapes: model, delta and each part of the memory float32[d].
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +73,27 @@ def resolve(text: str) -> Strategy:
             f"{name!r} is a {type(found).__name__}, not a Strategy or a function that returns one"
         )
     return found
+
+
+def merge(
+    strategy: Strategy, model: Vector, updates: Iterable[tuple[Vector, float, int]], memory: Memory
+) -> tuple[Vector, Memory] | None:
+    """Merge (delta, weight, staleness) in their order; None where the result is not finite.
+
+    An audit merges with this too: the same updates give the same model, bit for bit. Raises: ConfigError.
+    """
+    aggregate = strategy.combine(model.size)
+    for delta, weight, staleness in updates:
+        aggregate.add(discounted(delta, staleness), weight)
+    return advance(strategy, model, aggregate.result(), memory)
+
+
+def discounted(delta: Vector, staleness: int) -> Vector:
+    """Scale a delta by s(τ) = 1/√(1 + τ): Nguyen et al. 2022, FedBuff (arXiv:2106.06639).
+
+    Unlike a weight so scaled, it does not cancel in a mean where all are equally stale.
+    """
+    return delta * np.float32(1 / math.sqrt(1 + staleness)) if staleness else delta
 
 
 def advance(strategy: Strategy, model: Vector, delta: Vector, memory: Memory) -> tuple[Vector, Memory] | None:

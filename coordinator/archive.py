@@ -1,0 +1,237 @@
+"""One run on disk: ledger, transcript, metrics and models in step. Everything here blocks.
+
+    begin or take_up --> remember, settle, revoke ... end_round --> finish
+
+Laws: 1. The ledger first: the files beside it are copies, and mended from it. 2. A line of the transcript is in
+the ledger in one transaction with what it tells. 3. Whatever raises a StorageError can be called again.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from common import envelope, files
+from common.blobs import BlobStore
+from common.identity import Identity
+from common.ids import Digest, RunId, sha256
+from common.messages import Summary
+from coordinator import registry, transcript
+from coordinator.ledger import Ended, Ledger, Unfinished
+from coordinator.model import GlobalModel
+from coordinator.notices import SUMMARIES_KEPT
+from coordinator.registry import RunFolder
+from coordinator.run import CloseRound, EndRun, Resumed, Snapshot
+from coordinator.transcript import AnyFact, Closed, Concluded, MergedUpdate, Opened, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a run is begun with, as it is written down."""
+
+    settings: str  # JSON, to be resumed with
+    config: Mapping[str, object]  # to be shown
+    strategy: str
+    codec: str
+    keep_updates: bool  # for whoever audits the run
+
+
+class Archive:
+    """The run of now, written down."""
+
+    def __init__(
+        self, ledger: Ledger, terms: Terms, state_dir: Path, identity: Identity, store: BlobStore
+    ) -> None:
+        self.ledger = ledger
+        self.run: RunId | None = None
+        self._terms = terms
+        self._state_dir, self._identity, self._store = state_dir, identity, store
+        self._previous = transcript.ZEROS
+        self._introduced: set[bytes] = set()  # kids whose certificate is in the transcript
+        self._behind = True  # the files lack something that the ledger has, or may
+        newest = ledger.newest()
+        if newest is not None:
+            self._follow(newest)
+            self._write()
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run's files are."""
+        assert self.run is not None
+        return RunFolder(self._state_dir, self.run)
+
+    def begin(self, run: RunId, model: GlobalModel) -> None:
+        """Begin a run from the model at hand."""
+        self.run, self._previous = run, transcript.ZEROS
+        self._introduced.clear()
+        terms = self._terms
+        with files.said_plainly():
+            self.folder.create(terms.config)
+            if self._terms.keep_updates:
+                self.folder.keep(model.digest, self._store.read(model.digest))
+        line = self._sealed(
+            Opened(
+                run=run,
+                federation=self._identity.federation,
+                coordinator=self._identity.certificate_der,
+                config=sha256(self.folder.config.read_bytes()),
+                schema=model.schema.digest,
+                tensors=model.schema.to_wire(),
+                model=model.digest,
+                strategy=terms.strategy,
+                codec=terms.codec,
+            )
+        )
+        with files.said_plainly():
+            self.folder.save(model.schema, model.vector, 0)
+        self.ledger.begin(run, terms.settings, model.digest, line)
+        self._moved_on(line)
+
+    def take_up(self, unfinished: Unfinished, model: GlobalModel, epoch: int) -> None:
+        """Go on with a run that was begun."""
+        self._follow(unfinished.run)
+        line = self._sealed(transcript.Resumed(epoch=epoch))
+        self.ledger.add_line(unfinished.run, line)
+        self._moved_on(line)
+        with files.said_plainly():
+            self.folder.save(model.schema, model.vector, unfinished.number)
+
+    def resumed(self, unfinished: Unfinished) -> Resumed:
+        """Say from what a run goes on."""
+        run = unfinished.run
+        snapshot = msgspec.json.decode(unfinished.snapshot, type=Snapshot)
+        return Resumed(
+            snapshot,
+            tuple(self.ledger.waiting(run)),
+            (*self.ledger.declined(run, snapshot.number), *self.ledger.refused(run, snapshot.base)),
+            tuple(known.client for known in self.ledger.clients() if known.here),
+        )
+
+    def summaries(self) -> list[Summary]:
+        """List what the newest rounds brought."""
+        assert self.run is not None
+        lines = self.ledger.metrics(self.run)[-SUMMARIES_KEPT:]
+        return [msgspec.convert({**json.loads(line), "kind": "summary"}, Summary) for line in lines]
+
+    def remember(self, snapshot: Snapshot) -> None:
+        """Write down where the run stands."""
+        assert self.run is not None
+        self.ledger.remember(self.run, _spelled(snapshot))
+
+    def end_round(
+        self, closed: CloseRound, snapshot: Snapshot, model: GlobalModel, metrics: Mapping[str, object]
+    ) -> None:
+        """Write down a round's end, all of it or nothing; `write_out` follows with the files."""
+        assert self.run is not None
+        merged = [(one.update.client, Digest(one.update.delta.digest)) for one in closed.updates]
+        told = tuple(self.ledger.unsaid(self.run))
+        spelled = json.dumps(metrics)
+        proofs = self.ledger.proofs(self.run, merged)
+        if self._terms.keep_updates:
+            with files.said_plainly():
+                for _, delta in merged:
+                    self.folder.keep(delta, self._store.read(delta))
+        line = self._sealed(
+            Concluded(
+                round=closed.number,
+                outcome=Outcome.COMMITTED if closed.committed else Outcome.ABANDONED,
+                why=closed.why,
+                base=closed.base,
+                model=closed.model,
+                updates=[
+                    MergedUpdate(
+                        client=one.update.client,
+                        kid=envelope.read(proof).kid.hex(),
+                        round=one.update.round,
+                        base=one.update.base,
+                        delta=one.update.delta.digest,
+                        weight=model.strategy.weigh(one.update),
+                        staleness=one.staleness,
+                        envelope=proof,
+                    )
+                    for one, proof in zip(closed.updates, proofs, strict=True)
+                ],
+                refusals=list(told),
+                declined=[
+                    transcript.Decline(client=client, reason=reason)
+                    for client, reason in self.ledger.declined(self.run, closed.number)
+                ],
+                certificates=self._newcomers(proofs),
+                metrics=sha256(spelled.encode()),
+            )
+        )
+        ended = Ended(closed.number, model.digest, model.memory, tuple(merged), spelled, line, told)
+        self.ledger.end_round(self.run, ended, _spelled(snapshot))
+        self._introduced.update(envelope.read(proof).kid for proof in proofs)
+        self._moved_on(line)
+
+    def write_out(self, model: GlobalModel, number: int | None) -> None:
+        """Bring the run's files up to the ledger, and keep the model that a round made."""
+        self._write()
+        if number is not None:
+            with files.said_plainly():
+                self.folder.save(model.schema, model.vector, number)
+
+    def finish(self, ended: EndRun, metrics: Mapping[str, object]) -> None:
+        """Write down the run's end."""
+        assert self.run is not None
+        told = self.ledger.unsaid(self.run)
+        spelled = json.dumps(metrics)
+        line = self._sealed(
+            Closed(
+                rounds=ended.rounds,
+                completed=ended.completed,
+                why=ended.why,
+                model=ended.model,
+                refusals=list(told),
+                metrics=sha256(spelled.encode()),
+            )
+        )
+        self.ledger.finish(self.run, spelled, line, told)
+        self._moved_on(line)
+
+    def _follow(self, run: RunId) -> None:
+        """Read where a run's transcript stands."""
+        self.run = run
+        lines = self.ledger.lines(run)
+        self._previous = transcript.digest_of(lines[-1])
+        self._introduced = {
+            bytes.fromhex(kid)
+            for fact in (transcript.read(line).fact for line in lines)
+            if isinstance(fact, Concluded)
+            for kid in fact.certificates
+        }
+
+    def _newcomers(self, proofs: list[bytes]) -> dict[str, bytes]:
+        """Give the certificates of those who are in the transcript for the first time."""
+        kids = {envelope.read(proof).kid for proof in proofs} - self._introduced
+        return {
+            known.kid.hex(): base64.b64decode(known.info.certificate)
+            for known in self.ledger.clients()
+            if known.info is not None and known.kid is not None and known.kid in kids
+        }
+
+    def _sealed(self, fact: AnyFact) -> bytes:
+        return transcript.seal(self._identity, self._previous, fact)
+
+    def _moved_on(self, line: bytes) -> None:
+        self._previous, self._behind = transcript.digest_of(line), True
+
+    def _write(self) -> None:
+        """Let the files say what the ledger says."""
+        assert self.run is not None
+        if self._behind:
+            with files.said_plainly():
+                self.folder.path.mkdir(parents=True, exist_ok=True)
+                registry.follow(self.folder.transcript, self.ledger.lines(self.run))
+                registry.follow(
+                    self.folder.metrics, [line.encode() for line in self.ledger.metrics(self.run)]
+                )
+            self._behind = False
+
+
+def _spelled(snapshot: Snapshot) -> str:
+    return msgspec.json.encode(snapshot).decode()

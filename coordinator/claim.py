@@ -1,0 +1,71 @@
+"""One coordinator a federation: a new one first listens whether another is here.
+
+    linked --another is said to be online--> knock --it answers--> AlreadyRunningError
+       \\--nobody, or no answer, or it was we before a restart--> the next epoch is ours
+
+Each start takes a higher epoch, which is in all that it says: what an older coordinator says is refused by
+whoever has heard the newer one. Where two begin at once, the one with the lower epoch ends.
+"""
+
+import asyncio
+import time
+from contextlib import suppress
+
+from common import limits
+from common.crew import in_background
+from common.errors import AlreadyRunningError
+from common.messages import Presence, Status
+from common.voice import Voice
+from coordinator.ledger import Ledger
+from coordinator.notices import Notices
+
+
+class Claim:
+    """A coordinator's claim to its federation."""
+
+    def __init__(self, notices: Notices, voice: Voice, ledger: Ledger) -> None:
+        self.is_made = False
+        self._notices, self._voice, self._ledger = notices, voice, ledger
+        self._linked = asyncio.Event()
+        self._other: asyncio.Queue[Status] = asyncio.Queue()
+
+    def linked(self) -> None:
+        """Hear that the link stands, and all that is retained is on its way."""
+        self._linked.set()
+
+    def heard(self, status: Status) -> None:
+        """Hear of another coordinator while the claim is being made."""
+        self._other.put_nowait(status)
+
+    def is_lost_to(self, status: Status) -> bool:
+        """Tell whether another coordinator has taken over."""
+        theirs, ours = (status.epoch, status.boot), (self._voice.epoch, self._voice.boot)
+        return self.is_made and status.state is Presence.ONLINE and theirs > ours
+
+    async def make(self) -> None:
+        """Take the federation's next epoch. Raises: AlreadyRunningError, StorageError."""
+        predecessor = await in_background(self._ledger.take_over, self._voice.boot)
+        await self._linked.wait()
+        other = await self._next(limits.CLAIM_QUIET_S)
+        if other is not None and other.state is Presence.ONLINE and other.boot != predecessor:
+            await self._require_silence(other)
+        seen = other.epoch if other is not None else 0
+        self._voice.epoch = await in_background(self._ledger.raise_epoch, max(seen + 1, int(time.time())))
+        self.is_made = True
+
+    async def _require_silence(self, other: Status) -> None:
+        """Ask whether the other one is still here."""
+        await self._notices.knock()
+        until = time.monotonic() + limits.CLAIM_S
+        while (left := until - time.monotonic()) > 0:
+            status = await self._next(left)
+            if status is not None and status.answers == self._voice.boot:
+                raise AlreadyRunningError(
+                    f"a coordinator of {self._voice.topics.federation} is running already (boot {other.boot})"
+                )
+
+    async def _next(self, seconds: float) -> Status | None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._other.get()
+        return None

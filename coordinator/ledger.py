@@ -1,0 +1,379 @@
+"""What the coordinator must not forget: its runs, every update's verdict, who was here. SQLite, in `state.db`.
+
+    run 1--n round          how each ended, with the model and what the strategy remembers
+    run 1--n offer          each update that was judged; at most one taken per (run, client, base)
+    run 1--n declined       what clients said would not come
+    run 1--n line           the transcript, before it is in its file
+    client                  who was born and who is here
+
+Laws: 1. An update's row is committed before its client is told. 2. The first verdict stands: settling again
+returns it. 3. A round's end is one transaction: model, merged updates, transcript, metrics, and where the run
+stands. Everything here blocks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from sqlite3 import Connection
+
+import msgspec
+
+from common import codec, envelope
+from common.database import Database
+from common.ids import Boot, ClientId, Digest, RunId
+from common.messages import BY_REPLY, Info, Reason, Update
+from coordinator.round import Offered
+from coordinator.transcript import Refusal
+
+REFUSALS_KEPT = 8  # of one client for one base: a flood of different updates must not fill the disk
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS run (
+  id TEXT PRIMARY KEY, settings TEXT NOT NULL, model TEXT NOT NULL, snapshot TEXT NOT NULL,
+  over INTEGER NOT NULL DEFAULT 0, metrics TEXT);
+CREATE TABLE IF NOT EXISTS round (
+  run TEXT NOT NULL, number INTEGER NOT NULL, model TEXT NOT NULL, memory TEXT NOT NULL, metrics TEXT NOT NULL,
+  PRIMARY KEY (run, number));
+CREATE TABLE IF NOT EXISTS offer (
+  id INTEGER PRIMARY KEY, run TEXT NOT NULL, client TEXT NOT NULL, base TEXT NOT NULL, delta TEXT NOT NULL,
+  proof BLOB NOT NULL, refused TEXT, detail TEXT NOT NULL, late INTEGER NOT NULL, merged INTEGER,
+  said INTEGER NOT NULL DEFAULT 0, UNIQUE (run, client, base, delta));
+CREATE UNIQUE INDEX IF NOT EXISTS taken ON offer (run, client, base) WHERE refused IS NULL;
+CREATE INDEX IF NOT EXISTS unmerged ON offer (run) WHERE refused IS NULL AND merged IS NULL;
+CREATE INDEX IF NOT EXISTS needed ON offer (delta) WHERE refused IS NULL AND merged IS NULL;
+CREATE INDEX IF NOT EXISTS unsaid ON offer (run) WHERE refused IS NOT NULL AND said = 0;
+CREATE TABLE IF NOT EXISTS declined (
+  run TEXT NOT NULL, round INTEGER NOT NULL, client TEXT NOT NULL, reason TEXT NOT NULL,
+  PRIMARY KEY (run, round, client));
+CREATE TABLE IF NOT EXISTS line (
+  run TEXT NOT NULL, number INTEGER NOT NULL, text BLOB NOT NULL, PRIMARY KEY (run, number));
+CREATE TABLE IF NOT EXISTS client (
+  id TEXT PRIMARY KEY, boot TEXT NOT NULL DEFAULT '', kid BLOB, info BLOB, here INTEGER NOT NULL DEFAULT 0);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of an update."""
+
+    refused: Reason | None
+    detail: str
+    late: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a round ended, as it is written down."""
+
+    number: int
+    model: Digest
+    memory: tuple[Digest, ...]
+    merged: tuple[tuple[ClientId, Digest], ...]  # deltas
+    metrics: str  # its line in metrics.jsonl
+    line: bytes  # its line in the transcript
+    told: tuple[Refusal, ...]  # in that line
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A run that was begun and did not end."""
+
+    run: RunId
+    settings: str
+    first_model: Digest
+    number: int  # of the round that made the model of now; 0: none did
+    model: Digest
+    memory: tuple[Digest, ...]
+    snapshot: str  # empty: the run was not even begun
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A client that was here before."""
+
+    client: ClientId
+    boot: Boot
+    kid: bytes | None
+    info: Info | None
+    here: bool
+
+
+class Ledger:
+    """The coordinator's rows. Raises, wherever it reads or writes: StorageError, DamagedError."""
+
+    def __init__(self, path: Path) -> None:
+        self._database = Database(path, _SCHEMA)
+
+    @property
+    def moved_aside(self) -> Path | None:
+        """Where a damaged file lies now; this one is new then."""
+        return self._database.moved_aside
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def raise_epoch(self, at_least: int) -> int:
+        """Take the next epoch: above all before it, and not below `at_least`."""
+        with self._database.transaction() as rows:
+            found = rows.execute("SELECT value FROM fact WHERE name = 'epoch'").fetchone()
+            epoch = max(int(found[0]) + 1 if found else 1, at_least)
+            rows.execute("INSERT OR REPLACE INTO fact VALUES ('epoch', ?)", (str(epoch),))
+        return epoch
+
+    def take_over(self, boot: Boot) -> Boot | None:
+        """Remember our own start; returns the one before."""
+        with self._database.transaction() as rows:
+            found = rows.execute("SELECT value FROM fact WHERE name = 'boot'").fetchone()
+            rows.execute("INSERT OR REPLACE INTO fact VALUES ('boot', ?)", (boot,))
+        return Boot(found[0]) if found else None
+
+    # --- runs -----------------------------------------------------------------------------------------
+
+    def begin(self, run: RunId, settings: str, model: Digest, line: bytes) -> None:
+        """Begin a run; it can be resumed from the first `remember` on."""
+        with self._database.transaction() as rows:
+            rows.execute(
+                "INSERT INTO run (id, settings, model, snapshot) VALUES (?, ?, ?, '')", (run, settings, model)
+            )
+            _add_line(rows, run, line)
+
+    def remember(self, run: RunId, snapshot: str) -> None:
+        """Write down where a run stands."""
+        with self._database.transaction() as rows:
+            rows.execute("UPDATE run SET snapshot = ? WHERE id = ?", (snapshot, run))
+
+    def end_round(self, run: RunId, ended: Ended, snapshot: str) -> None:
+        """Write down a round's end, all of it or nothing."""
+        with self._database.transaction() as rows:
+            rows.execute(
+                "INSERT INTO round VALUES (?, ?, ?, ?, ?)",
+                (run, ended.number, ended.model, " ".join(ended.memory), ended.metrics),
+            )
+            rows.executemany(
+                "UPDATE offer SET merged = ? WHERE run = ? AND client = ? AND delta = ?",
+                [(ended.number, run, client, delta) for client, delta in ended.merged],
+            )
+            _add_line(rows, run, ended.line, ended.told)
+            rows.execute("UPDATE run SET snapshot = ? WHERE id = ?", (snapshot, run))
+
+    def add_line(self, run: RunId, line: bytes) -> None:
+        """Add a line to a run's transcript."""
+        with self._database.transaction() as rows:
+            _add_line(rows, run, line)
+
+    def finish(self, run: RunId, metrics: str, line: bytes, told: Sequence[Refusal]) -> None:
+        """End a run, with its last line in metrics.jsonl."""
+        with self._database.transaction() as rows:
+            _add_line(rows, run, line, told)
+            rows.execute("UPDATE run SET over = 1, metrics = ? WHERE id = ?", (metrics, run))
+
+    def newest(self) -> RunId | None:
+        """Name the run that was begun last."""
+        found = self._database.rows("SELECT id FROM run ORDER BY rowid DESC LIMIT 1")
+        return RunId(found[0][0]) if found else None
+
+    def unfinished(self) -> Unfinished | None:
+        """Find the newest run that has not ended."""
+        found = self._database.rows(
+            "SELECT id, settings, model, snapshot FROM run WHERE over = 0 ORDER BY rowid DESC LIMIT 1"
+        )
+        if not found:
+            return None
+        run, settings, first, snapshot = found[0]
+        last = self._database.rows(
+            "SELECT model, memory FROM round WHERE run = ? ORDER BY number DESC LIMIT 1", run
+        )
+        model, memory = last[0] if last else (first, "")
+        ((number,),) = self._database.rows(
+            "SELECT COALESCE(MIN(number), 0) FROM round WHERE run = ? AND model = ? AND model != ?",
+            run,
+            model,
+            first,
+        )
+        digests = tuple(Digest(digest) for digest in memory.split())
+        return Unfinished(RunId(run), settings, Digest(first), number, Digest(model), digests, snapshot)
+
+    def knows_run(self, run: str) -> bool:
+        """Tell whether a run was this coordinator's."""
+        return bool(self._database.rows("SELECT 1 FROM run WHERE id = ?", run))
+
+    def lines(self, run: RunId) -> list[bytes]:
+        """List the transcript."""
+        return [
+            text
+            for (text,) in self._database.rows("SELECT text FROM line WHERE run = ? ORDER BY number", run)
+        ]
+
+    def metrics(self, run: RunId) -> list[str]:
+        """List the lines of a run's metrics: one a round, and one for the whole."""
+        rounds = self._database.rows("SELECT metrics FROM round WHERE run = ? ORDER BY number", run)
+        whole = self._database.rows("SELECT metrics FROM run WHERE id = ? AND metrics IS NOT NULL", run)
+        return [text for (text,) in (*rounds, *whole)]
+
+    # --- updates --------------------------------------------------------------------------------------
+
+    def settle(self, offer: Offered, settled: Settled) -> Settled:
+        """Write down what becomes of an update, unless that is settled; returns what stands."""
+        update = offer.update
+        with self._database.transaction() as rows:
+            known = self._answer(rows, update)
+            if known is not None:
+                return known
+            if settled.refused is None or self._refusals(rows, update) < REFUSALS_KEPT:
+                rows.execute(
+                    "INSERT INTO offer (run, client, base, delta, proof, refused, detail, late)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        update.run,
+                        update.client,
+                        update.base,
+                        update.delta.digest,
+                        offer.proof,
+                        settled.refused,
+                        settled.detail,
+                        settled.late,
+                    ),
+                )
+        return settled
+
+    def answer(self, update: Update) -> Settled | None:
+        """Say what became of an update; another one for the same base is an equivocation."""
+        with self._database.transaction(durable=False) as rows:
+            return self._answer(rows, update)
+
+    def revoke(self, offer: Offered, reason: Reason) -> None:
+        """Let an update that was taken, and not merged, count no more."""
+        with self._database.transaction() as rows:
+            rows.execute(
+                "UPDATE offer SET refused = ? WHERE run = ? AND client = ? AND delta = ?"
+                " AND refused IS NULL AND merged IS NULL",
+                (reason, offer.update.run, offer.client, offer.delta),
+            )
+
+    def decline(self, run: RunId, number: int, client: ClientId, reason: Reason) -> None:
+        """Write down that a client's update for a round will not come."""
+        with self._database.transaction() as rows:
+            rows.execute("INSERT OR IGNORE INTO declined VALUES (?, ?, ?, ?)", (run, number, client, reason))
+
+    def declined(self, run: RunId, number: int) -> list[tuple[ClientId, Reason]]:
+        """List who declined in a round."""
+        found = self._database.rows(
+            "SELECT client, reason FROM declined WHERE run = ? AND round = ?", run, number
+        )
+        return [(ClientId(client), Reason(reason)) for client, reason in found]
+
+    def waiting(self, run: RunId) -> list[Offered]:
+        """List what was taken and not merged yet, in the order it was taken."""
+        found = self._database.rows(
+            "SELECT proof FROM offer WHERE run = ? AND refused IS NULL AND merged IS NULL ORDER BY id", run
+        )
+        return [_offered(proof) for (proof,) in found]
+
+    def refused(self, run: RunId, base: Digest) -> list[tuple[ClientId, Reason]]:
+        """List the clients whose only update from a base was refused."""
+        found = self._database.rows(
+            "SELECT client, refused FROM offer AS it WHERE run = ? AND base = ? AND refused IS NOT NULL AND NOT EXISTS"
+            " (SELECT 1 FROM offer WHERE run = it.run AND client = it.client AND base = it.base AND refused IS NULL)"
+            " ORDER BY id",
+            run,
+            base,
+        )
+        return [(ClientId(client), Reason(reason)) for client, reason in found]
+
+    def unsaid(self, run: RunId) -> list[Refusal]:
+        """List the refusals that no line of the transcript tells of yet."""
+        found = self._database.rows(
+            "SELECT client, delta, refused, base FROM offer"
+            " WHERE run = ? AND refused IS NOT NULL AND said = 0 ORDER BY id",
+            run,
+        )
+        return [
+            Refusal(client=client, delta=delta, reason=Reason(reason), base=base)
+            for client, delta, reason, base in found
+        ]
+
+    def needs(self, delta: str) -> bool:
+        """Tell whether a blob belongs to an update that was taken and is to be merged."""
+        sql = "SELECT 1 FROM offer WHERE delta = ? AND refused IS NULL AND merged IS NULL LIMIT 1"
+        return bool(self._database.rows(sql, delta))
+
+    def proofs(self, run: RunId, merged: Sequence[tuple[ClientId, Digest]]) -> list[bytes]:
+        """Read the signed envelopes that updates came in."""
+        return [
+            self._database.rows(
+                "SELECT proof FROM offer WHERE run = ? AND client = ? AND delta = ?", run, client, delta
+            )[0][0]
+            for client, delta in merged
+        ]
+
+    def _answer(self, rows: Connection, update: Update) -> Settled | None:
+        key = (update.run, update.client, update.base)
+        found = rows.execute(
+            "SELECT delta, refused, detail, late FROM offer WHERE run = ? AND client = ? AND base = ?"
+            " AND (delta = ? OR refused IS NULL) ORDER BY delta = ? DESC LIMIT 1",
+            (*key, update.delta.digest, update.delta.digest),
+        ).fetchone()
+        if found is None:
+            return None
+        delta, refused, detail, late = found
+        if delta != update.delta.digest:
+            return Settled(Reason.EQUIVOCATION, "another update from this base came first", late=False)
+        return Settled(Reason(refused) if refused else None, detail, bool(late))
+
+    def _refusals(self, rows: Connection, update: Update) -> int:
+        (count,) = rows.execute(
+            "SELECT COUNT(*) FROM offer WHERE run = ? AND client = ? AND base = ? AND refused IS NOT NULL",
+            (update.run, update.client, update.base),
+        ).fetchone()
+        return int(count)
+
+    # --- clients --------------------------------------------------------------------------------------
+
+    def born(self, client: ClientId, kid: bytes, info: Info) -> None:
+        """Remember what a client said of itself, under which key."""
+        with self._database.transaction(durable=False) as rows:
+            rows.execute(
+                "INSERT INTO client (id, kid, info) VALUES (?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET kid = excluded.kid, info = excluded.info",
+                (client, kid, msgspec.json.encode(info)),
+            )
+
+    def present(self, client: ClientId, boot: Boot, here: bool) -> None:
+        """Remember that a client came, or left."""
+        with self._database.transaction(durable=False) as rows:
+            rows.execute(
+                "INSERT INTO client (id, boot, here) VALUES (?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET boot = excluded.boot, here = excluded.here",
+                (client, boot, here),
+            )
+
+    def clients(self) -> list[Known]:
+        """List the clients that were ever here."""
+        found = self._database.rows("SELECT id, boot, kid, info, here FROM client ORDER BY id")
+        return [
+            Known(
+                ClientId(name),
+                Boot(boot),
+                kid,
+                msgspec.json.decode(info, type=Info) if info else None,
+                bool(here),
+            )
+            for name, boot, kid, info, here in found
+        ]
+
+
+def _add_line(rows: Connection, run: RunId, line: bytes, told: Sequence[Refusal] = ()) -> None:
+    """Add a line to the transcript; of the refusals in it no other line tells."""
+    rows.execute("INSERT INTO line SELECT ?, COUNT(*), ? FROM line WHERE run = ?", (run, line, run))
+    rows.executemany(
+        "UPDATE offer SET said = 1 WHERE run = ? AND client = ? AND delta = ?",
+        [(run, refusal.client, refusal.delta) for refusal in told],
+    )
+
+
+def _offered(proof: bytes) -> Offered:
+    """Read an update out of the envelope that it came in; it was verified then."""
+    update: Update = codec.decode(envelope.read(proof).payload, BY_REPLY)
+    return Offered(update, proof)
