@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from faults import checker
 
 from common import codec
 from common.messages import Manifest, Update
+from faults import checker
 
 RUN = "20260101-000000-abcd"
 TABLES = """
