@@ -68,10 +68,10 @@ class BlobStore:
         """Forget a blob, if it is there."""
         self._remove(self._path(digest))
 
-    def sweep(self, keep: Collection[str]) -> None:
-        """Delete every blob and every part but these; parts that are being written belong to `keep`."""
+    def sweep(self, keep: Collection[str], *, parts: bool = True) -> None:
+        """Delete every blob but these, and every part if wanted; parts that are being written belong to `keep`."""
         for path in tuple(self._sizes):
-            if path.name[:64] not in keep:
+            if path.name[:64] not in keep and (parts or path.parent == self._blobs):
                 self._remove(path)
 
     def open_part(self, manifest: Manifest) -> "Part":

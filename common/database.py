@@ -83,14 +83,18 @@ def _open(path: Path, schema: str) -> sqlite3.Connection:
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
-            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if found != "ok":
-                raise DamagedError(f"{path} is damaged: {found}")
+            _check(connection, path)
             connection.executescript(schema)
         except BaseException:
             connection.close()
             raise
         return connection
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise DamagedError(f"{path} is damaged: {found}")
 
 
 def _move_aside(path: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, PrivateAttr
 
-from common import ids
+from common import ids, limits
 from common.errors import ConfigError
 
 
@@ -135,6 +135,15 @@ class Run(Group):
     first_round_s: float = Field(
         default=600, gt=0, le=604_800, description="deadline of the first round, in seconds"
     )
+    late: Literal["buffer", "refuse"] = Field(
+        default="buffer",
+        description="what becomes of an update that comes after its round: it counts in the next one, scaled down "
+        "by its staleness, or it is refused",
+    )
+    keep_updates: bool = Field(
+        default=False,
+        description="keep every merged update in the run's folder, so that an audit can merge again",
+    )
     wait_for_clients: int | None = Field(
         default=None,
         ge=1,
@@ -157,6 +166,23 @@ class Link(Group):
 
     brokers: Brokers = Field(
         default=("127.0.0.1:1883",), description="HOST:PORT of the brokers, tried in turn"
+    )
+
+
+class Outbox(Group):
+    """What a client keeps until it was judged."""
+
+    megabytes_max: int = Field(
+        default=limits.OUTBOX_BYTES_MAX // 2**20,
+        ge=1,
+        le=2**30,
+        description="most that may wait, updates included, in MiB",
+    )
+    days_max: float = Field(
+        default=limits.OUTBOX_AGE_S_MAX / 86_400,
+        gt=0,
+        le=36_500,
+        description="longest that anything waits, in days",
     )
 
 
@@ -190,4 +216,5 @@ class Settings(Group):
     run: Run = Run()
     broker: Broker = Broker()
     link: Link = Link()
+    outbox: Outbox = Outbox()
     log: Log = Log()

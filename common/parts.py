@@ -68,11 +68,16 @@ def assemble(settings: Settings, role: Role, name: str, *, epoch: int = 0) -> Pa
     brokers = [Address.parse(text) for text in settings.link.brokers]
     return Parts(
         directory,
-        MqttLink(brokers, name, will=will, username=name),
+        MqttLink(brokers, _client_id(role, name, voice.boot), will=will, username=name),
         voice,
         Ingress(federation, TrustStore(us.root), epoch),
         BlobStore(directory, BLOB_STORE_BYTES_MAX),
     )
+
+
+def _client_id(role: Role, name: str, boot: Boot) -> str:
+    """Name the connection: a second coordinator must come in, to hear of the first, and not cut it off."""
+    return f"{name}-{boot}" if role is Role.COORDINATOR else name
 
 
 def data_spec(settings: Settings) -> DataSpec:

@@ -19,6 +19,7 @@ from compose.options import (
     Alpha,
     BatchSize,
     Brokers,
+    ClientName,
     Codec,
     CohortSize,
     Config,
@@ -30,6 +31,7 @@ from compose.options import (
     Federation,
     Host,
     Json,
+    KeepUpdates,
     KeysDir,
     LocalEpochs,
     LogFile,
@@ -46,6 +48,7 @@ from compose.options import (
     Patience,
     Port,
     QuorumShare,
+    Resume,
     Seed,
     StateDir,
     Strategy,
@@ -94,6 +97,8 @@ def demo(
     cohort_size: CohortSize = None,
     quorum_share: QuorumShare = None,
     patience: Patience = None,
+    keep_updates: KeepUpdates = None,
+    resume: Resume = False,
     seed: Seed = None,
     data_dir: DataDir = None,
     data_option: DataOption = None,
@@ -124,7 +129,7 @@ def demo(
     from compose import screen
 
     try:
-        code = whole.run(settings, screen.choose(as_json=as_json), threads=threads)
+        code = whole.run(settings, screen.choose(as_json=as_json), threads=threads, resume=resume)
     except FedmqError as error:
         _fail(error)
     raise typer.Exit(code)
@@ -187,6 +192,8 @@ def coordinator(
     cohort_size: CohortSize = None,
     quorum_share: QuorumShare = None,
     patience: Patience = None,
+    keep_updates: KeepUpdates = None,
+    resume: Resume = False,
     wait_for_clients: WaitFor = None,
     seed: Seed = None,
     data_dir: DataDir = None,
@@ -223,7 +230,7 @@ def coordinator(
     shown.begin(settings, parts.state_dir(settings, Role.COORDINATOR, "coordinator"))
     try:
         with _only_json(as_json):
-            ended = _run(serve(settings, hold=hold, report=shown.show))
+            ended = _run(serve(settings, hold=hold, resume=resume, report=shown.show))
     finally:
         shown.end()
     if ended is not None and not ended.completed and not hold:
@@ -232,7 +239,7 @@ def coordinator(
 
 @app.command()
 def client(
-    client_id: Annotated[str, typer.Option(help="This client's id: lower-case letters, digits, hyphens.")],
+    client_id: ClientName,
     dataset: Dataset = None,
     model: ModelName = None,
     num_clients: NumClients = None,
@@ -264,6 +271,31 @@ def client(
     report = _reporter(as_json=as_json)
     with _only_json(as_json):
         _run(serve(settings, client_id, report=report, part=part, threads=threads))
+
+
+@app.command()
+def outbox(
+    client_id: ClientName,
+    state_dir: StateDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a client on this machine still owes, and what became of its last updates."""
+    settings = _load(config, **_part_flags(locals()))
+    from common import outbox as kept
+    from common import parts
+    from common.identity import Role
+    from compose import owed
+
+    path = parts.state_dir(settings, Role.CLIENT, client_id) / kept.FILE
+    report = _reporter(as_json=as_json)
+    try:
+        waiting, outcomes = kept.look(path, owed.OUTCOMES_SHOWN)
+    except FedmqError as error:
+        _fail(error)
+    for one in (*map(owed.entry, waiting), *map(owed.outcome, reversed(outcomes))):
+        report(one)
 
 
 @app.command()
@@ -438,6 +470,7 @@ def _training_flags(given: dict[str, Any]) -> dict[str, Any]:
         "cohort_size": "run__cohort_size",
         "quorum_share": "run__quorum_share",
         "patience": "run__patience",
+        "keep_updates": "run__keep_updates",
         "seed": "seed",
     }
     flags = {setting: given.get(flag) for flag, setting in names.items()}

@@ -17,13 +17,15 @@ from pathlib import Path
 from types import FrameType
 
 from common import files, identity, parts
-from common.errors import FedmqError
+from common.errors import FedmqError, NotFoundError, UsageError
 from common.identity import Role
 from common.ids import COORDINATOR, OPERATOR
 from common.settings import Settings, default_state
 from compose import nursery, wording
 from compose.screen import Screen
+from coordinator import resuming
 from coordinator.assembly import run_policy
+from coordinator.ledger import Ledger
 from coordinator.run import RunPolicy
 
 INTERRUPTED = 130
@@ -107,11 +109,15 @@ class Demo:
         return int(str(self.failed.get("code", 1)))
 
 
-def run(settings: Settings, screen: Screen, *, threads: int | None = None) -> int:
+def run(settings: Settings, screen: Screen, *, threads: int | None = None, resume: bool = False) -> int:
     """Run a whole federation on this machine until its run is over; returns the exit code.
 
-    Raises: AlreadyRunningError, and FedmqError where processes had to be killed.
+    `resume` goes on with the run that was left unfinished in `settings.state_dir`.
+    Raises: AlreadyRunningError, NotFoundError where there is no such run, and FedmqError where processes had to
+    be killed.
     """
+    if resume:
+        settings = _resumed(settings)
     name = time.strftime("%Y%m%d-%H%M%S")
     state_dir = settings.state_dir or default_state(settings.federation, "demo", name)
     keys_dir = settings.keys_dir or state_dir / "keys"
@@ -119,10 +125,26 @@ def run(settings: Settings, screen: Screen, *, threads: int | None = None) -> in
     with files.held(state_dir):
         (state_dir / "logs").mkdir(exist_ok=True)
         identity.create_root(keys_dir, settings.federation)
-        return _run(whole, state_dir, screen, threads or _threads_each(settings.data.num_clients))
+        order = nursery.Order(whole, state_dir, threads or _threads_each(settings.data.num_clients), resume)
+        return _run(order, screen)
 
 
-def _run(settings: Settings, state_dir: Path, screen: Screen, threads: int) -> int:
+def _resumed(settings: Settings) -> Settings:
+    """Take the settings of the run that was left unfinished."""
+    if settings.state_dir is None:
+        raise UsageError("--resume needs --state-dir: which demo is to go on?")
+    database = settings.state_dir / "coordinator" / "state.db"
+    if not database.exists():
+        raise NotFoundError(f"{settings.state_dir} holds no demo")
+    with contextlib.closing(Ledger(database)) as ledger:
+        unfinished = ledger.unfinished()
+    if unfinished is None:
+        raise NotFoundError(f"{settings.state_dir} holds no run to be resumed")
+    return resuming.settings_of(settings, unfinished)
+
+
+def _run(order: nursery.Order, screen: Screen) -> int:
+    settings, state_dir = order.settings, order.state_dir
     screen.begin(settings, state_dir)
     process = _start(state_dir)
     demo = Demo(screen, process, run_policy(settings))
@@ -131,7 +153,7 @@ def _run(settings: Settings, state_dir: Path, screen: Screen, threads: int) -> i
     try:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(nursery.start_line(settings, state_dir, threads))
+        process.stdin.write(order.line())
         process.stdin.flush()
         _provision(settings, demo)  # while the nursery imports torch
         for line in process.stdout:

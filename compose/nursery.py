@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from common import log, stopping
 from common.errors import FedmqError, cause_of
@@ -71,6 +71,36 @@ def outcome(part: Part, work: Callable[[], int]) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a nursery is told at its start, in one line."""
+
+    settings: Settings
+    state_dir: Path
+    threads: int  # of each client
+    resume: bool  # the run that was left unfinished
+
+    def line(self) -> str:
+        """Write it."""
+        return (
+            json.dumps(
+                {
+                    "settings": self.settings.model_dump(mode="json"),
+                    "state_dir": str(self.state_dir),
+                    "threads": self.threads,
+                    "resume": self.resume,
+                }
+            )
+            + "\n"
+        )
+
+    @classmethod
+    def read(cls, line: str) -> Self:
+        """Read it."""
+        told = json.loads(line)
+        return cls(Settings(**told["settings"]), Path(told["state_dir"]), told["threads"], told["resume"])
 
 
 @dataclass(slots=True)
@@ -126,9 +156,8 @@ class Brood:
 
 def main() -> int:
     """Read the start line from standard input, fork the parts, and stay until the coordinator is done."""
-    order = json.loads(sys.stdin.readline())
-    settings = Settings(**order["settings"])
-    state_dir = Path(order["state_dir"])
+    order = Order.read(sys.stdin.readline())
+    settings, state_dir = order.settings, order.state_dir
     (state_dir / "logs").mkdir(parents=True, exist_ok=True)
     log.setup(settings.log.level, "console", state_dir / "logs" / "nursery.log")
     demo = Part("demo", os.dup(1))
@@ -136,13 +165,14 @@ def main() -> int:
     brood = Brood(state_dir / "logs", settings.log.level, demo, held_by=(sys.stdin.fileno(),))
     wakeup = _wake_on_signals()
     try:
-        return outcome(demo, lambda: _raise(brood, settings, state_dir, order["threads"], wakeup))
+        return outcome(demo, lambda: _raise(brood, order, wakeup))
     finally:
         brood.end(lambda name: name != "broker")
         brood.end(lambda _: True)
 
 
-def _raise(brood: Brood, settings: Settings, state_dir: Path, threads: int, wakeup: socket.socket) -> int:
+def _raise(brood: Brood, order: Order, wakeup: socket.socket) -> int:
+    settings, state_dir = order.settings, order.state_dir
     heard, told = os.pipe()
     brood.fork("broker", _broker(settings, state_dir, told))
     os.close(told)
@@ -152,11 +182,11 @@ def _raise(brood: Brood, settings: Settings, state_dir: Path, threads: int, wake
     if not address:  # it said why on its way out
         return _code_of(brood, "broker", wakeup)
     linked = settings.model_copy(update={"link": settings.link.model_copy(update={"brokers": (address,)})})
-    pid = brood.fork("coordinator", _coordinator(linked, state_dir))
+    pid = brood.fork("coordinator", _coordinator(linked, state_dir, resume=order.resume))
     brood.demo.report({"event": "coordinator.forked", "pid": pid})
     for number in range(1, settings.data.num_clients + 1):
         name = f"client-{number}"
-        pid = brood.fork(name, _client(linked, state_dir, name, threads))
+        pid = brood.fork(name, _client(linked, state_dir, name, order.threads))
         brood.demo.report({"event": "client.forked", "client": name, "pid": pid})
     return _code_of(brood, "coordinator", wakeup)
 
@@ -219,12 +249,12 @@ def _broker(settings: Settings, state_dir: Path, told: int) -> Main:
     return run
 
 
-def _coordinator(settings: Settings, state_dir: Path) -> Main:
+def _coordinator(settings: Settings, state_dir: Path, *, resume: bool) -> Main:
     async def run(part: Part) -> int:
         from coordinator.assembly import serve
 
         own = settings.model_copy(update={"state_dir": state_dir / "coordinator"})
-        ended = await serve(own, hold=False, report=part.report)
+        ended = await serve(own, hold=False, resume=resume, report=part.report)
         return 0 if ended and ended.completed else 1
 
     return run
@@ -239,16 +269,6 @@ def _client(settings: Settings, state_dir: Path, name: str, threads: int) -> Mai
         return 0
 
     return run
-
-
-def start_line(settings: Settings, state_dir: Path, threads: int) -> str:
-    """Write what a nursery is told at its start."""
-    order: dict[str, Any] = {
-        "settings": settings.model_dump(mode="json"),
-        "state_dir": str(state_dir),
-        "threads": threads,
-    }
-    return json.dumps(order) + "\n"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ KeysDir = Annotated[Path | None, typer.Option(help="Where keys and certificates 
 Brokers = Annotated[
     str | None, typer.Option("--broker", help="HOST:PORT of the broker; several with commas.")
 ]
+ClientName = Annotated[
+    str, typer.Option("--client-id", help="The client's id: lower-case letters, digits, hyphens.")
+]
 LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
 LogFile = Annotated[Path | None, typer.Option(help="File that log lines are added to.")]
 Dataset = Annotated[
@@ -47,6 +50,11 @@ Patience = Annotated[float | None, typer.Option(help="Deadline of a round, as a 
 WaitFor = Annotated[
     int | None, typer.Option("--wait-for-clients", help="Clients to wait for before round 1.")
 ]
+KeepUpdates = Annotated[
+    bool | None,
+    typer.Option("--keep-updates", help="Keep every merged update, so that an audit can merge again."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that was left unfinished.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads for training; half the cores if not given.")

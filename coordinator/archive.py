@@ -9,7 +9,7 @@ the ledger in one transaction with what it tells. 3. Whatever raises a StorageEr
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ from common import envelope, files
 from common.blobs import BlobStore
 from common.identity import Identity
 from common.ids import Digest, RunId, sha256
-from common.messages import Summary
+from common.messages import Reason, Summary
 from coordinator import registry, transcript
 from coordinator.ledger import Ended, Ledger, Unfinished
 from coordinator.model import GlobalModel
@@ -52,8 +52,7 @@ class Archive:
         self._previous = transcript.ZEROS
         self._introduced: set[bytes] = set()  # kids whose certificate is in the transcript
         self._behind = True  # the files lack something that the ledger has, or may
-        newest = ledger.newest()
-        if newest is not None:
+        if (newest := ledger.newest()) is not None:
             self._follow(newest)
             self._write()
 
@@ -99,10 +98,24 @@ class Archive:
         with files.said_plainly():
             self.folder.save(model.schema, model.vector, unfinished.number)
 
+    def leave_unfinished(self) -> None:
+        """End the runs that no coordinator ended: what was taken for them counts no more."""
+        while (unfinished := self.ledger.unfinished()) is not None:
+            self._follow(unfinished.run)
+            for offer in self.ledger.waiting(unfinished.run):
+                self.ledger.revoke(offer, Reason.RUN_OVER)
+            committed = self._snapshot(unfinished).committed if unfinished.snapshot else 0
+            ended = EndRun(unfinished.model, committed, completed=False, why="left unfinished")
+            self.finish(ended, {"event": "run.finished", "run": self.run, **asdict(ended)})
+            self._write()
+
+    def _snapshot(self, unfinished: Unfinished) -> Snapshot:
+        return msgspec.json.decode(unfinished.snapshot, type=Snapshot)
+
     def resumed(self, unfinished: Unfinished) -> Resumed:
         """Say from what a run goes on."""
         run = unfinished.run
-        snapshot = msgspec.json.decode(unfinished.snapshot, type=Snapshot)
+        snapshot = self._snapshot(unfinished)
         return Resumed(
             snapshot,
             tuple(self.ledger.waiting(run)),

@@ -1,39 +1,63 @@
 """Puts a coordinator together from settings, and runs it."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from common import datasets, evaluation, files, models, parts, stopping
+from common import datasets, evaluation, files, log, models, parts, stopping
+from common.errors import NotFoundError
 from common.evaluation import Scores
 from common.identity import Role
 from common.ids import COORDINATOR
 from common.messages import Plan
 from common.settings import Settings
 from common.tensors import Vector
-from coordinator import strategies
+from coordinator import resuming, strategies
+from coordinator.archive import Archive, Terms
+from coordinator.ledger import Ledger, Unfinished
 from coordinator.model import GlobalModel
-from coordinator.run import EndRun, RunPolicy
+from coordinator.run import EndRun, Late, RunPolicy
 from coordinator.service import Coordinator, Policy, Report
 
 if TYPE_CHECKING:
     import torch
 
+logger = log.logger(__name__)
 
-async def serve(settings: Settings, *, hold: bool, report: Report) -> EndRun | None:
+
+async def serve(settings: Settings, *, hold: bool, report: Report, resume: bool = False) -> EndRun | None:
     """Run a coordinator until its run is over or it is told to stop.
 
+    `resume` goes on with the run that the last coordinator here did not end; with `hold`, if there is one.
     Raises: FedmqError with what the operator can do about it.
     """
-    with files.held(parts.state_dir(settings, Role.COORDINATOR, COORDINATOR)):
-        coordinator = assembled(settings, hold=hold, report=report)
+    directory = parts.state_dir(settings, Role.COORDINATOR, COORDINATOR)
+    with files.held(directory), contextlib.closing(Ledger(directory / "state.db")) as ledger:
+        _report_damage(ledger, report)
+        unfinished = ledger.unfinished() if resume else None
+        if unfinished is not None:
+            settings = resuming.settings_of(settings, unfinished)
+        elif resume and not hold:
+            raise NotFoundError(f"{directory} holds no run to be resumed")
+        coordinator = assembled(settings, ledger, unfinished, hold=hold, report=report)
         stopping.on_signals(
             gently=lambda: coordinator.leave(now=False), at_once=lambda: coordinator.leave(now=True)
         )
         return await coordinator.serve()
 
 
-def assembled(settings: Settings, *, hold: bool, report: Report) -> Coordinator:
+def _report_damage(ledger: Ledger, report: Report) -> None:
+    """Tell of a database that was damaged: the runs in it cannot be resumed."""
+    if ledger.moved_aside is not None:
+        about = {"moved_to": str(ledger.moved_aside)}
+        logger.error("database.damaged", extra=log.facts(**about))
+        report({"event": "database.damaged", **about})
+
+
+def assembled(
+    settings: Settings, ledger: Ledger, unfinished: Unfinished | None, *, hold: bool, report: Report
+) -> Coordinator:
     """Make the coordinator, nothing connected yet."""
     import torch
 
@@ -43,12 +67,28 @@ def assembled(settings: Settings, *, hold: bool, report: Report) -> Coordinator:
     shape, classes = datasets.describe(spec)
     module = models.build(settings.model.name, shape, classes, seed=settings.seed, **settings.model.options)
     ours = parts.assemble(settings, Role.COORDINATOR, COORDINATOR)
+    terms = Terms(
+        settings=resuming.written(settings),
+        config=parts.shown(settings),
+        strategy=settings.run.strategy,
+        codec=settings.run.codec,
+        keep_updates=settings.run.keep_updates,
+    )
+    archive = Archive(ledger, terms, ours.state_dir, ours.voice.identity, ours.store)
+    if unfinished is None:
+        archive.leave_unfinished()
+    model = GlobalModel(models.schema_of(module), models.get_flat(module), strategy, ours.store)
+    if unfinished is not None:
+        model.restore(unfinished.model, unfinished.memory)
+    ours.store.sweep({model.digest, *model.memory, *ledger.blobs()}, parts=unfinished is None)
     return Coordinator(
         _policy(settings, hold=hold),
         ours,
-        model=GlobalModel(models.schema_of(module), models.get_flat(module), strategy, ours.store),
+        archive,
+        model=model,
         evaluate=_evaluator(module, spec, settings.training.device),
         report=report,
+        unfinished=unfinished,
     )
 
 
@@ -80,6 +120,7 @@ def run_policy(settings: Settings) -> RunPolicy:
         quorum_share=run.quorum_share,
         patience=run.patience,
         first_deadline_s=run.first_round_s,
+        late=Late(run.late),
     )
 
 

@@ -299,6 +299,11 @@ class Ledger:
         sql = "SELECT 1 FROM offer WHERE delta = ? AND refused IS NULL AND merged IS NULL LIMIT 1"
         return bool(self._database.rows(sql, delta))
 
+    def blobs(self) -> set[str]:
+        """List the blobs of the updates that were taken and are to be merged."""
+        sql = "SELECT delta FROM offer WHERE refused IS NULL AND merged IS NULL"
+        return {delta for (delta,) in self._database.rows(sql)}
+
     def proofs(self, run: RunId, merged: Sequence[tuple[ClientId, Digest]]) -> list[bytes]:
         """Read the signed envelopes that updates came in."""
         return [

@@ -353,6 +353,8 @@ class RunMachine:
                 self.shelf.keep(offer, taken=True)
             if was.phase is Phase.EVALUATING:
                 yield from self._evaluated(now)
+            elif was.phase is Phase.GATHERING and was.stopping:
+                yield from self._end("stopped")
             elif was.phase is Phase.GATHERING:
                 yield from self._open_or_gather(now)
 
@@ -386,6 +388,7 @@ class RunMachine:
             return
         self.stopping = True
         if self.phase is Phase.GATHERING:
+            yield Remember(self.snapshot())
             yield from self._end("stopped")
         elif self.phase is Phase.ROUND:
             yield Remember(self.snapshot())

@@ -356,8 +356,8 @@ class Coordinator:
             ours = await self._durably(self._ledger.knows_run, update.run)
             refused = Reason.TOO_LATE if ours else Reason.NOT_INVITED
             await self._answer(client, offer, Settled(refused, "", late=False))
-        elif refused := self.model.refuse_offer(update, self.policy.codec):
-            await self._settle(Judge(offer, refused))
+        elif unfit := self.model.refuse_offer(update, self.policy.codec):
+            await self._settle(Judge(offer, unfit))
         else:
             self._run_inbox.put_nowait(offer)
 
@@ -406,22 +406,17 @@ class Coordinator:
         self._crew.spawn(self._show_round())
         await self._durably(self._ledger.present, client, boot, here)
 
-    async def _perform(self, effect: RunEffect) -> None:
+    def _perform(  # noqa: C901 - one branch an effect
+        self, effect: RunEffect
+    ) -> Coroutine[None, None, None] | None:
+        """Do what is decided; what is returned is waited for before the next effect."""
         match effect:
             case Remember(snapshot):
-                await self._durably(self.archive.remember, snapshot)
+                return self._durably(self.archive.remember, snapshot)
             case Judge():
-                await self._settle(effect)
-            case Revoke(offer, reason):
-                await self._durably(self._ledger.revoke, offer, reason)
-                self._crew.spawn(self._tell(offer.client, _verdict(offer, Settled(reason, "", late=False))))
-                self._crew.spawn(self._discard(offer.delta))
-            case _:
-                self._do(effect)
-
-    def _do(self, effect: RunEffect) -> None:
-        """Begin what is not waited for."""
-        match effect:
+                return self._settle(effect)
+            case Revoke():
+                return self._revoke(effect)
             case Gather(here, needed):
                 self._log("run.gathering", clients=here, needed=needed)
                 self._crew.spawn(self._show_round())
@@ -444,6 +439,7 @@ class Coordinator:
                 self._crew.spawn(self._conclude(effect))
             case EndRun():
                 self._crew.spawn(self._end(effect))
+        return None
 
     def _forgo(self, client: ClientId) -> None:
         """Fetch nothing more from a client: the round goes on without it, and it may never send the rest."""
@@ -528,6 +524,12 @@ class Coordinator:
         if stands.refused:
             self._crew.spawn(self._discard(offer.delta))
         self._crew.spawn(self._answer(offer.client, offer, stands))
+
+    async def _revoke(self, revoked: Revoke) -> None:
+        offer = revoked.offer
+        await self._durably(self._ledger.revoke, offer, revoked.reason)
+        self._crew.spawn(self._discard(offer.delta))
+        self._crew.spawn(self._answer(offer.client, offer, Settled(revoked.reason, "", late=False)))
 
     async def _answer(self, client: ClientId, offer: Offered, settled: Settled) -> None:
         if settled.refused:

@@ -2,13 +2,16 @@
 
 import os
 import re
+from contextlib import closing
 
-from common import datasets, files, models, parts, stopping
+from common import datasets, files, models, outbox, parts, stopping
+from common.database import Database
 from common.errors import UsageError
 from common.identity import Role
 from common.ids import ClientId, client_id
+from common.outbox import Outbox
 from common.settings import Settings
-from edge_client.service import About, Client, Report
+from edge_client.service import EPOCH, About, Client, Report
 from edge_client.trainer import TorchTrainer
 
 
@@ -25,13 +28,20 @@ async def serve(
     Raises: FedmqError with what the operator can do about it.
     """
     me = client_id(name)
-    with files.held(parts.state_dir(settings, Role.CLIENT, me)):
+    directory = parts.state_dir(settings, Role.CLIENT, me)
+    with files.held(directory), closing(Database(directory / outbox.FILE, outbox.TABLES)) as database:
+        kept = Outbox(
+            database,
+            bytes_max=settings.outbox.megabytes_max * 2**20,
+            age_s_max=settings.outbox.days_max * 86_400,
+        )
         trainer = _trainer(settings, me, part, threads)
-        ours = parts.assemble(settings, Role.CLIENT, me)
+        ours = parts.assemble(settings, Role.CLIENT, me, epoch=int(kept.fact(EPOCH) or 0))
         client = Client(
             About(settings.data.dataset, settings.model.name, str(trainer.device)),
             ours,
             trainer=trainer,
+            outbox=kept,
             report=report,
         )
         stopping.on_signals(gently=client.close, at_once=client.close)

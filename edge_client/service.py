@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import psutil
@@ -12,13 +12,12 @@ from common.bus import Arrived, LinkDown, LinkUp
 from common.courier import Courier, Lanes
 from common.crew import Crew, in_background
 from common.driver import drive
-from common.errors import ConfigError, FedmqError, StorageFullError
+from common.errors import ConfigError, DamagedError, DecodeError, FedmqError, StorageError, StorageFullError
 from common.ids import COORDINATOR, ClientId, Digest
 from common.ingress import Frame, Refused, Said
 from common.messages import (
     Cancel,
     ClientMetrics,
-    Declined,
     Done,
     Heartbeat,
     Info,
@@ -34,22 +33,28 @@ from common.messages import (
     Verdict,
     Want,
 )
+from common.outbox import Outbox, Outcome, key_of
 from common.parts import Parts
 from common.topics import Kind
 from common.voice import VERSION
+from edge_client.custody import Custody, verdict_of
 from edge_client.session import (
     Asked,
+    CoordinatorCame,
     Decline,
-    Drop,
     Fetch,
     Fetched,
+    Forget,
     Judged,
+    Key,
     LinkBack,
     Offer,
     Released,
+    Say,
     Session,
     SessionEffect,
     SessionEvent,
+    Settle,
     Train,
     Trained,
     Unfetchable,
@@ -59,6 +64,8 @@ from edge_client.trainer import DivergedError, Trainer
 from edge_client.trainer import Trained as Result
 
 logger = log.logger(__name__)
+
+EPOCH = "epoch"  # the fact: the highest one of a coordinator that was heard
 
 Report = Callable[[dict[str, object]], None]
 
@@ -81,17 +88,22 @@ class Client:
         parts: Parts,
         *,
         trainer: Trainer,
+        outbox: Outbox,
         report: Report,
     ) -> None:
+        """Go on where an earlier start left off. Raises: StorageError, DamagedError."""
         self.about = about
         self.link, self.voice, self.ingress, self.store = parts.link, parts.voice, parts.ingress, parts.store
         self.me = ClientId(self.voice.identity.name)
         self.topics = self.voice.topics
         self.trainer, self.report = trainer, report
         self.courier = Courier(self.link, self.store, Lanes.of_client(self.topics, self.me))
-        self.session = Session(trainer.schema.digest)
+        self.outbox, self.custody = outbox, Custody(outbox, self.store)
+        self.session = self._restored()
         self.coordinator_boot: str | None = None
         self._inbox: asyncio.Queue[SessionEvent] = asyncio.Queue()
+        self._errand = asyncio.Event()  # something waits that needs no verdict
+        self._epoch_on_disk = self.ingress.epoch
         self._over = asyncio.Event()
         self._crew = Crew()
         self._beats = 0
@@ -100,7 +112,10 @@ class Client:
         self._problem: FedmqError | None = None
 
     async def serve(self) -> None:
-        """Run until `close`. Raises: ConfigError where the federation trains another model."""
+        """Run until `close`.
+
+        Raises: ConfigError where the federation trains another model; DamagedError where the outbox is lost.
+        """
         await self.link.subscribe(
             self.topics.coordinator(Kind.COORDINATOR_STATUS),
             self.topics.coordinator(Kind.COORDINATOR_MODEL),
@@ -111,6 +126,7 @@ class Client:
         async with self.link, self.courier, self._crew as crew:
             crew.spawn(self._listen(), name="listen")
             crew.spawn(self._beat(), name="heartbeat")
+            crew.spawn(self._run_errands(), name="errands")
             crew.spawn(drive(self.session, self._inbox, self._perform), name="session")
             await self._over.wait()
             await self._show(Kind.STATUS, self.voice.status(Presence.OFFLINE), retain=True)
@@ -121,6 +137,20 @@ class Client:
     def close(self) -> None:
         """End the service."""
         self._over.set()
+
+    def _restored(self) -> Session:
+        """Make a session of what an earlier start left."""
+        if aside := self.outbox.moved_aside:
+            logger.error("database.damaged", extra=log.facts(moved_to=str(aside)))
+            self.report({"event": "database.damaged", "path": str(aside)})
+        found = self.custody.restore()
+        for one in found.lost:
+            self._judged(verdict_of(one))
+        for update in found.pending:
+            self.courier.offer(update.delta, expected=(ClientId(COORDINATOR),))
+        return Session(
+            self.trainer.schema.digest, pending=found.pending, judged=found.judged, declined=found.declined
+        )
 
     # --- what comes in ----------------------------------------------------------------------------
 
@@ -133,6 +163,7 @@ class Client:
                     self._is_down = False
                     self._crew.spawn(self._announce())
                     self._inbox.put_nowait(LinkBack())
+                    self._errand.set()
                 case LinkDown(why, next_try_s):
                     self.courier.link_down()
                     if not self._is_down:  # say so once; it goes on trying by itself
@@ -144,7 +175,10 @@ class Client:
                     self._let_in(topic, payload)
 
     def _let_in(self, topic: str, payload: bytes) -> None:
-        match self.ingress.admit(topic, payload):
+        admitted = self.ingress.admit(topic, payload)
+        if self.ingress.epoch > self._epoch_on_disk:
+            self._errand.set()
+        match admitted:
             case Frame(place, data):
                 self.courier.arrived(place, data)
             case Said(place, _, Status() as status):
@@ -181,19 +215,24 @@ class Client:
     def _check_schema(self, schema: str) -> None:
         """Give up where the federation trains another model: no task could ever be done."""
         if schema != self.trainer.schema.digest:
-            self._problem = ConfigError(
-                f"{self.me} trains {self.about.model} on {self.about.dataset} with the schema "
-                f"{self.trainer.schema.digest[:12]}, the federation's model has {schema[:12]}: "
-                f"start the client with the coordinator's --dataset and --model"
+            self._give_up(
+                ConfigError(
+                    f"{self.me} trains {self.about.model} on {self.about.dataset} with the schema "
+                    f"{self.trainer.schema.digest[:12]}, the federation's model has {schema[:12]}: "
+                    f"start the client with the coordinator's --dataset and --model"
+                )
             )
-            self.close()
+
+    def _give_up(self, problem: FedmqError) -> None:
+        self._problem = problem
+        self.close()
 
     def _status(self, kind: Kind, status: Status) -> None:
         """Answer a coordinator that started anew, and correct what is said of us."""
         if kind is Kind.COORDINATOR_STATUS:
             if status.state is Presence.ONLINE and status.boot != self.coordinator_boot:
                 self.coordinator_boot = status.boot
-                self._crew.spawn(self._announce_later())
+                self._crew.spawn(self._greet())
         elif (status.state, status.boot) == (Presence.ONLINE, self.voice.boot):
             self._heard_ourselves = True
         elif not self._over.is_set():
@@ -205,7 +244,7 @@ class Client:
 
     # --- what is to be done -----------------------------------------------------------------------
 
-    def _perform(self, effect: SessionEffect) -> None:
+    def _perform(self, effect: SessionEffect) -> Awaitable[None] | None:
         match effect:
             case Fetch():
                 self._crew.spawn(self._fetch(effect))
@@ -214,27 +253,57 @@ class Client:
             case Offer(update):
                 self.courier.offer(update.delta, expected=(ClientId(COORDINATOR),))
                 self._crew.spawn(self._tell(update))
-            case Decline(task, reason, detail):
-                logger.warning(
-                    "task.declined", extra=log.facts(round=task.round, reason=reason, detail=detail)
-                )
-                self.report(
-                    {"event": "task.declined", "round": task.round, "reason": reason, "detail": detail}
-                )
-                self._crew.spawn(
-                    self._tell(Declined(run=task.run, round=task.round, reason=reason, detail=detail))
-                )
-            case Drop(update, verdict):
-                self._dropped(update, verdict)
+            case Decline(declined):
+                facts = {"round": declined.round, "reason": declined.reason, "detail": declined.detail}
+                logger.warning("task.declined", extra=log.facts(**facts))
+                self.report({"event": "task.declined", **facts})
+                return self._once(self.outbox.put, declined)
+            case Say(declined):
+                self._crew.spawn(self._tell(declined))
+            case Forget(declined):
+                return self._once(self.outbox.delete, key_of(declined))
+            case Settle(update, verdict):
+                return self._settle(update, verdict)
+        return None
 
-    def _dropped(self, update: Update, verdict: Verdict | None) -> None:
-        digest = Digest(update.delta.digest)
-        self.courier.withdraw(digest)
-        self.store.delete(digest)
-        refused = verdict.refused if verdict else Reason.TOO_LATE
-        outcome = "taken" if refused is None else f"refused: {refused}"
-        self._log("update.judged", round=update.round, outcome=outcome)
-        self.report({"event": "update.judged", "round": update.round, "refused": refused})
+    async def _settle(self, update: Key, verdict: Verdict) -> None:
+        """Write a verdict down, however long the disk takes nothing: until then the update is kept."""
+        wait_s = limits.STORAGE_RETRY_S
+        while not self._over.is_set():
+            try:
+                await in_background(self.custody.settle, update, verdict)
+            except DamagedError as error:
+                self._give_up(error)
+            except StorageError as error:
+                self._not_stored(error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, limits.STORAGE_RETRY_S_MAX)
+            else:
+                if all(one.delta.digest != verdict.delta for one in self.session.pending.values()):
+                    self.courier.withdraw(verdict.delta)
+                self._judged(verdict)
+                return
+
+    def _judged(self, verdict: Verdict) -> None:
+        outcome = (
+            f"refused: {verdict.refused}" if verdict.refused else "taken late" if verdict.late else "taken"
+        )
+        self._log("update.judged", round=verdict.round, outcome=outcome)
+        about = {"round": verdict.round, "refused": verdict.refused, "late": verdict.late}
+        self.report({"event": "update.judged", **about})
+
+    async def _once(self, change: Callable[..., object], *args: object) -> None:
+        """Change the outbox where it may be forgotten: what it is about is said again anyway."""
+        try:
+            await in_background(change, *args)
+        except DamagedError as error:
+            self._give_up(error)
+        except StorageError as error:
+            self._not_stored(error)
+
+    def _not_stored(self, error: StorageError) -> None:
+        logger.error("outbox.unwritable", extra=log.facts(why=str(error)))
+        self.report({"event": "outbox.unwritable", "error": str(error)})
 
     async def _fetch(self, effect: Fetch) -> None:
         digest = Digest(effect.base.digest)
@@ -260,32 +329,55 @@ class Client:
             {"event": "task.started", "round": task.round, "answer_within_s": round(task.answer_within_s)}
         )
         try:
-            update = await in_background(self._work, task)
+            update, encoded = await in_background(self._work, task)
         except DivergedError as error:
-            self._inbox.put_nowait(Untrained(task.run, task.round, Reason.DIVERGED, str(error)))
-        except StorageFullError as error:
-            self._inbox.put_nowait(Untrained(task.run, task.round, Reason.DISK, str(error)))
+            self._untrained(task, Reason.DIVERGED, str(error))
         except (
             Exception,
             SystemExit,
         ) as error:  # whatever a user's own model or data raises: the client lives on
             logger.exception("task.failed", extra=log.facts(round=task.round))
             detail = f"{type(error).__name__}: {error}"[: limits.TEXT_CHARACTERS_MAX]
-            self._inbox.put_nowait(Untrained(task.run, task.round, Reason.TRAINING_FAILED, detail))
+            self._untrained(task, Reason.TRAINING_FAILED, detail)
         else:
-            self._inbox.put_nowait(Trained(update))
-            await self._show_metrics(update)
+            await self._keep(task, update, encoded)
 
-    def _work(self, task: Task) -> Update:
-        """Train, and put the delta on disk before anybody hears of it."""
+    def _untrained(self, task: Task, reason: Reason, detail: str) -> None:
+        self._inbox.put_nowait(Untrained(task.run, task.round, reason, detail))
+
+    def _work(self, task: Task) -> tuple[Update, bytes | memoryview]:
+        """Train; returns the update and its delta's bytes."""
         data = self.store.read(task.base.digest)
         base = compression.decode(task.base.codec, data, self.trainer.schema.elements)
         result = self.trainer.train(base, task.plan)
         encoded = compression.encode(task.codec, result.delta)
-        delta = self.store.put(encoded)
-        self.store.sweep({Digest(task.base.digest), delta})
         manifest = chunks.describe(encoded, codec=task.codec, schema=self.trainer.schema.digest)
-        return self._update(task, result, manifest)
+        return self._update(task, result, manifest), encoded
+
+    async def _keep(self, task: Task, update: Update, encoded: bytes | memoryview) -> None:
+        """Put an update on disk before anybody hears of it."""
+        try:
+            evicted = await in_background(self.custody.keep, update, encoded)
+        except DamagedError as error:
+            self._give_up(error)
+        except StorageFullError as error:
+            logger.exception("outbox.full", extra=log.facts(round=task.round))
+            self.report({"event": "outbox.full", "round": task.round, "error": str(error)})
+            self._untrained(task, Reason.DISK, str(error))
+        except StorageError as error:
+            self._not_stored(error)
+            self._untrained(task, Reason.DISK, str(error))
+        except DecodeError as error:  # of a trainer of somebody's own, say a loss that is not finite
+            self._untrained(task, Reason.TRAINING_FAILED, str(error))
+        else:
+            self._give_way(evicted)
+            self._inbox.put_nowait(Trained(update))
+            await self._once(self.outbox.put, self._metrics(update))
+            self._errand.set()
+
+    def _give_way(self, gone: tuple[Outcome, ...]) -> None:
+        for one in gone:
+            self._inbox.put_nowait(Judged(verdict_of(one)))
 
     def _update(self, task: Task, result: Result, manifest: Manifest) -> Update:
         local = result.local
@@ -320,20 +412,60 @@ class Client:
         await self._show(Kind.INFO, info, retain=True)
         await self._show(Kind.STATUS, self.voice.status(Presence.ONLINE), retain=True)
 
-    async def _announce_later(self) -> None:
-        """Announce within a few seconds: not all clients of a federation at once."""
+    async def _greet(self) -> None:
+        """Tell a new coordinator who we are and what waits, within seconds: not all clients at once."""
         await asyncio.sleep(random.uniform(0, limits.REANNOUNCE_S))
         await self._announce()
+        self._inbox.put_nowait(CoordinatorCame())
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(limits.HEARTBEAT_S)
             self._beats += 1
-            beat = Heartbeat(boot=self.voice.boot, sequence=self._beats, phase=self.session.phase)
+            try:
+                self._give_way(await in_background(self.custody.expire))
+                used = await in_background(lambda: self.outbox.bytes_used)
+            except DamagedError as error:
+                self._give_up(error)
+                return
+            except StorageError as error:
+                self._not_stored(error)
+                used = 0
+            beat = Heartbeat(
+                boot=self.voice.boot,
+                sequence=self._beats,
+                phase=self.session.phase,
+                waiting=len(self.session.pending),
+                outbox_bytes=used,
+                outbox_full=self.outbox.is_full,
+            )
             await self._show(Kind.HEARTBEAT, beat, retain=False, qos=0)
 
-    async def _show_metrics(self, update: Update) -> None:
-        metrics = ClientMetrics(
+    async def _run_errands(self) -> None:
+        """Send what waits and needs no verdict, and write down the coordinator's epoch, whenever there is news."""
+        while True:
+            await self._errand.wait()
+            self._errand.clear()
+            epoch = self.ingress.epoch
+            try:
+                if epoch > self._epoch_on_disk:
+                    await in_background(self.outbox.set_fact, EPOCH, str(epoch))
+                    self._epoch_on_disk = epoch
+                await self._send_metrics()
+            except DamagedError as error:
+                self._give_up(error)
+            except StorageError as error:
+                self._not_stored(error)
+
+    async def _send_metrics(self) -> None:
+        for entry in await in_background(self.outbox.waiting):
+            if isinstance(entry.message, ClientMetrics):
+                if not await self._show(Kind.METRICS, entry.message, retain=False):
+                    return  # the link is down: when it is back
+                await in_background(self.outbox.delete, entry.key)
+
+    def _metrics(self, update: Update) -> ClientMetrics:
+        return ClientMetrics(
             run=update.run,
             round=update.round,
             loss=update.loss,
@@ -342,10 +474,10 @@ class Client:
             cpu_percent=psutil.cpu_percent(),
             memory_bytes=psutil.Process().memory_info().rss,
         )
-        await self._show(Kind.METRICS, metrics, retain=False, qos=0)
 
-    async def _show(self, kind: Kind, message: Message, *, retain: bool, qos: int = 1) -> None:
-        await self.voice.show(self.link, self.topics.client(self.me, kind), message, retain=retain, qos=qos)
+    async def _show(self, kind: Kind, message: Message, *, retain: bool, qos: int = 1) -> bool:
+        topic = self.topics.client(self.me, kind)
+        return await self.voice.show(self.link, topic, message, retain=retain, qos=qos)
 
     async def _tell(self, message: Message) -> None:
         await self.voice.tell(self.link, self.topics.client(self.me, Kind.REPLY), message)

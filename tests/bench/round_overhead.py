@@ -7,6 +7,7 @@ fetches.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -137,6 +138,8 @@ def broker(engine: str, folder: Path, told: int) -> Callable:
 def coordinator(settings: Settings, given: argparse.Namespace) -> Callable:
     async def run(part: Part) -> int:
         from coordinator import strategies
+        from coordinator.archive import Archive, Terms
+        from coordinator.ledger import Ledger
         from coordinator.model import GlobalModel
         from coordinator.run import RunPolicy
         from coordinator.service import Coordinator, Policy
@@ -153,7 +156,11 @@ def coordinator(settings: Settings, given: argparse.Namespace) -> Callable:
             hold=False,
             config={},
         )
-        await Coordinator(policy, ours, model=model, evaluate=None, report=part.report).serve()
+        terms = Terms(settings="{}", config={}, strategy="fedavg", codec=given.codec, keep_updates=False)
+        with contextlib.closing(Ledger(ours.state_dir / "state.db")) as ledger:
+            archive = Archive(ledger, terms, ours.state_dir, ours.voice.identity, ours.store)
+            served = Coordinator(policy, ours, archive, model=model, evaluate=None, report=part.report)
+            await served.serve()
         return 0
 
     return run
@@ -161,16 +168,22 @@ def coordinator(settings: Settings, given: argparse.Namespace) -> Callable:
 
 def client(settings: Settings, name: str) -> Callable:
     async def run(part: Part) -> int:
-        from common import stopping
+        from common import limits, outbox, stopping
+        from common.database import Database
         from edge_client.service import About, Client
 
         own = settings.model_copy(update={"state_dir": settings.state_dir / name})
         rng = np.random.default_rng(int(name.rpartition("-")[2]))
         trainer = Stub(rng.normal(scale=1e-3, size=CNN.elements).astype(np.float32))
         ours = parts.assemble(own, Role.CLIENT, name)
-        served = Client(About("none", "cnn", "none"), ours, trainer=trainer, report=lambda _: None)
-        stopping.on_signals(served.close, served.close)
-        await served.serve()
+        about = About("none", "cnn", "none")
+        with contextlib.closing(Database(ours.state_dir / outbox.FILE, outbox.TABLES)) as database:
+            kept = outbox.Outbox(
+                database, bytes_max=limits.OUTBOX_BYTES_MAX, age_s_max=limits.OUTBOX_AGE_S_MAX
+            )
+            served = Client(about, ours, trainer=trainer, outbox=kept, report=lambda _: None)
+            stopping.on_signals(served.close, served.close)
+            await served.serve()
         return 0
 
     return run

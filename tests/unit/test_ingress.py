@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from common import codec, envelope, lines
 from common import ingress as module
-from common.identity import Role
+from common.identity import Role, TrustStore
 from common.ids import Boot, ClientId, FederationId
-from common.ingress import REPLAY_WINDOW, Frame, Refused, Said
+from common.ingress import REPLAY_WINDOW, Frame, Ingress, Refused, Said
 from common.limits import (
     CHUNK_BYTES_MAX,
     CHUNK_FRAME_BYTES,
@@ -54,6 +54,11 @@ def operator(keys):
     return member(keys, Role.OPERATOR, "operator")
 
 
+@pytest.fixture(scope="module")
+def coordinator(keys):
+    return member(keys, Role.COORDINATOR, "coordinator")
+
+
 @pytest.fixture
 def door(keys, alice, bob, operator):
     """An ingress that knows all three."""
@@ -61,9 +66,20 @@ def door(keys, alice, bob, operator):
 
 
 def sealed(
-    who, topic=REPLY, message=DONE, sequence=1, *, boot=BOOT, sender=None, of=federation.NAME, kind=None
+    who,
+    topic=REPLY,
+    message=DONE,
+    sequence=1,
+    *,
+    boot=BOOT,
+    sender=None,
+    of=federation.NAME,
+    kind=None,
+    epoch=0,
 ):
-    head = envelope.Header(federation=of, sender=sender or who.name, boot=boot, sequence=sequence)
+    head = envelope.Header(
+        federation=of, sender=sender or who.name, boot=boot, sequence=sequence, epoch=epoch
+    )
     tag = kind or message.__struct_config__.tag
     return envelope.seal(who, topic, tag, head, codec.encode(message))
 
@@ -265,6 +281,87 @@ def test_each_number_passes_once_unless_it_is_too_old(keys, alice, numbers):
         assert passed == (number not in seen and number > max(seen, default=-1) - REPLAY_WINDOW)
         if passed:
             seen.add(number)
+
+
+def test_what_was_said_comes_with_its_bytes(door, alice):
+    envelope_, line = sealed(alice), lines.seal(alice, HEARTBEAT, BEAT)
+    assert door.admit(REPLY, envelope_).data == envelope_
+    assert door.admit(HEARTBEAT, line).data == line
+
+
+# --- a coordinator that another one has replaced --------------------------------------------------
+
+TASK = TOPICS.client(ClientId("a"), Kind.TASK)
+COORDINATOR_STATUS = TOPICS.coordinator(Kind.COORDINATOR_STATUS)
+
+
+def from_coordinator(who, epoch, sequence):
+    return sealed(who, TASK, sequence=sequence, epoch=epoch)
+
+
+def says(who, state, epoch):
+    line = Status(
+        state=state,
+        boot=BOOT,
+        certificate=base64.b64encode(who.certificate_der).decode(),
+        epoch=epoch,
+    )
+    return lines.seal(who, COORDINATOR_STATUS, line)
+
+
+def test_an_envelope_of_a_replaced_coordinator_is_fenced_off(keys, coordinator):
+    door = ingress(keys, coordinator)
+    assert isinstance(door.admit(TASK, from_coordinator(coordinator, 3, 1)), Said)
+    assert reason(door.admit(TASK, from_coordinator(coordinator, 2, 2))) is Reason.FENCED
+    assert isinstance(door.admit(TASK, from_coordinator(coordinator, 3, 3)), Said)
+    assert isinstance(door.admit(TASK, from_coordinator(coordinator, 4, 4)), Said)
+    assert door.epoch == 4
+
+
+def test_a_coordinator_that_says_online_replaces_the_one_before(keys, coordinator):
+    door = ingress(keys)
+    assert isinstance(door.admit(COORDINATOR_STATUS, says(coordinator, Presence.ONLINE, 3)), Said)
+    assert reason(door.admit(TASK, from_coordinator(coordinator, 2, 1))) is Reason.FENCED
+    door.admit(COORDINATOR_STATUS, says(coordinator, Presence.ONLINE, 2))  # retained, and heard late
+    assert door.epoch == 3
+
+
+@pytest.mark.parametrize("state", [Presence.OFFLINE, Presence.LOST])
+def test_a_will_or_a_farewell_replaces_nobody(keys, coordinator, state):
+    door = ingress(keys)
+    door.admit(COORDINATOR_STATUS, says(coordinator, state, 3))
+    assert door.epoch == 0
+
+
+def test_an_epoch_that_is_not_proved_replaces_nobody(keys, coordinator):
+    door = ingress(keys, coordinator)
+    said, line = from_coordinator(coordinator, 3, 1), says(coordinator, Presence.ONLINE, 3)
+    door.admit(TASK, said[:-1] + bytes([said[-1] ^ 1]))
+    door.admit(COORDINATOR_STATUS, line.replace(b'"epoch":3', b'"epoch":4'))
+    assert door.epoch == 0
+
+
+def test_clients_have_no_epochs(keys, alice, coordinator):
+    door = ingress(keys, alice, coordinator)
+    door.admit(TASK, from_coordinator(coordinator, 3, 1))
+    assert isinstance(door.admit(REPLY, sealed(alice)), Said)
+    assert isinstance(door.admit(REPLY, sealed(alice, sequence=2, epoch=9)), Said)
+    assert isinstance(door.admit(STATUS, lines.seal(alice, STATUS, status(alice))), Said)
+    assert door.epoch == 3
+
+
+def test_the_highest_epoch_of_an_earlier_start_counts(keys, coordinator):
+    trust = TrustStore(federation.root(keys))
+    trust.admit(coordinator.certificate_der)
+    door = Ingress(federation.NAME, trust, epoch=5)
+    assert reason(door.admit(TASK, from_coordinator(coordinator, 4, 1))) is Reason.FENCED
+
+
+def test_what_is_fenced_off_uses_no_number_up(keys, coordinator):
+    door = ingress(keys, coordinator)
+    door.admit(TASK, from_coordinator(coordinator, 3, 1))
+    door.admit(TASK, from_coordinator(coordinator, 2, 2))
+    assert isinstance(door.admit(TASK, from_coordinator(coordinator, 3, 2)), Said)
 
 
 def test_a_flood_of_refusals_is_news_ever_more_seldom(door):

@@ -21,7 +21,7 @@ def here(boot: Boot = NEW, at: float = 0) -> Attendance:
 
 def test_a_will_takes_a_client_away():
     attendance = here()
-    assert attendance.handle(Declared(A, LOST, NEW), 1) == (Left(A, "lost"),)
+    assert attendance.handle(Declared(A, LOST, NEW), 1) == (Left(A, "lost", NEW),)
     assert attendance.here() == ()
 
 
@@ -51,7 +51,7 @@ def test_silence_ends_the_lease_and_heartbeats_extend_it():
     assert attendance.wake_at() == LEASE_S
     attendance.handle(Beat(A, NEW), 10)
     assert attendance.handle(Tick(), LEASE_S) == ()
-    assert attendance.handle(Tick(), 10 + LEASE_S) == (Left(A, "silent"),)
+    assert attendance.handle(Tick(), 10 + LEASE_S) == (Left(A, "silent", NEW),)
     assert attendance.wake_at() is None
 
 
@@ -96,7 +96,7 @@ def test_came_and_left_tell_exactly_who_is_here_and_a_tick_moves_on(events):
             match effect:
                 case Came():
                     present = True
-                case Left(_, why):
+                case Left(_, why, _):
                     assert present
                     assert why != "silent" or now >= until
                     present = False

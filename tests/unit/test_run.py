@@ -13,6 +13,8 @@ from coordinator.round import (
     ClientCame,
     ClientDeclined,
     ClientLeft,
+    Counted,
+    Fetch,
     Judge,
     Merge,
     Merged,
@@ -24,8 +26,12 @@ from coordinator.run import (
     EndRun,
     Evaluated,
     Gather,
+    Late,
     OpenRound,
     Phase,
+    Remember,
+    Resumed,
+    Revoke,
     RunMachine,
     RunPolicy,
     Started,
@@ -37,26 +43,33 @@ from support.updates import BASE, update
 A, B = ClientId("a"), ClientId("b")
 
 
+class Run(RunMachine):
+    """A run whose effects are told without what it writes down on the way."""
+
+    def handle(self, event, now):
+        return tuple(effect for effect in super().handle(event, now) if not isinstance(effect, Remember))
+
+
 def model(number: int) -> Digest:
     return sha256(f"model {number}".encode())
 
 
-def run_of(rounds: int = 2, **policy: object) -> RunMachine:
+def run_of(rounds: int = 2, **policy: object) -> Run:
     """A run that waits for two clients; both are here."""
-    machine = RunMachine(RunPolicy(seed=0, wait_for=2, **policy))
+    machine = Run(RunPolicy(seed=0, wait_for=2, **policy))
     machine.handle(Started(BASE, rounds), 0)
     machine.handle(ClientCame(A), 0)
     machine.handle(ClientCame(B), 0)
     return machine
 
 
-def answer(machine: RunMachine, client: str, at: float) -> tuple[object, ...]:
+def answer(machine: Run, client: str, at: float) -> tuple[object, ...]:
     said = update(client, number=machine.number, base=machine.base)
     machine.handle(Offered(said), at)
     return machine.handle(Received(said.client, Digest(said.delta.digest)), at)
 
 
-def play(machine: RunMachine, at: float) -> tuple[object, ...]:
+def play(machine: Run, at: float) -> tuple[object, ...]:
     """Let both clients answer and the merge succeed."""
     answer(machine, "a", at)
     assert isinstance(answer(machine, "b", at)[-1], Merge)
@@ -64,7 +77,7 @@ def play(machine: RunMachine, at: float) -> tuple[object, ...]:
 
 
 def test_a_run_waits_for_its_clients_then_opens_a_round():
-    machine = RunMachine(RunPolicy(seed=0, wait_for=2))
+    machine = Run(RunPolicy(seed=0, wait_for=2))
     assert machine.handle(Started(BASE, 1), 0) == (Gather(here=0, needed=2),)
     assert machine.handle(ClientCame(A), 1) == ()
     effects = machine.handle(ClientCame(B), 2)
@@ -72,7 +85,7 @@ def test_a_run_waits_for_its_clients_then_opens_a_round():
 
 
 def test_clients_that_came_before_the_start_count():
-    machine = RunMachine(RunPolicy(seed=0, wait_for=1))
+    machine = Run(RunPolicy(seed=0, wait_for=1))
     assert machine.handle(ClientCame(A), 0) == ()
     assert machine.handle(Started(BASE, 1), 1)[0] == OpenRound(1, BASE, (A,), 600.0)
 
@@ -82,7 +95,7 @@ def test_rounds_follow_one_another_each_from_the_model_before_it():
     (closed,) = play(machine, 3)
     assert isinstance(closed, CloseRound)
     assert (closed.number, closed.committed, closed.model, closed.seconds) == (1, True, model(1), 3)
-    assert [u.client for u in closed.updates] == ["a", "b"]
+    assert [one.update.client for one in closed.updates] == ["a", "b"]
     opened = machine.handle(Evaluated(), 4)[0]
     assert (opened.number, opened.base) == (2, model(1))
     play(machine, 6)
@@ -136,7 +149,7 @@ def test_a_stop_at_once_gives_the_round_up():
 
 
 def test_a_stop_while_waiting_for_clients_ends_the_run():
-    machine = RunMachine(RunPolicy(seed=0, wait_for=2))
+    machine = Run(RunPolicy(seed=0, wait_for=2))
     machine.handle(Started(BASE, 1), 0)
     assert machine.handle(StopAsked(), 1) == (EndRun(BASE, 0, completed=False, why="stopped"),)
 
@@ -145,8 +158,10 @@ def test_an_abandoned_round_is_tried_again_under_a_new_number_and_three_in_a_row
     machine = run_of(rounds=1, quorum_share=1.0)
     for number in (1, 2, 3):
         assert machine.number == number
-        machine.handle(ClientDeclined(A, Reason.DIVERGED), number)
-        assert isinstance(machine.handle(ClientDeclined(B, Reason.DIVERGED), number)[-1], CloseRound)
+        machine.handle(ClientDeclined(A, machine.number, Reason.DIVERGED), number)
+        assert isinstance(
+            machine.handle(ClientDeclined(B, machine.number, Reason.DIVERGED), number)[-1], CloseRound
+        )
         effects = machine.handle(Evaluated(), number)
     (ended,) = effects
     assert isinstance(ended, EndRun)
@@ -154,10 +169,10 @@ def test_an_abandoned_round_is_tried_again_under_a_new_number_and_three_in_a_row
     assert "3 rounds in a row" in ended.why
 
 
-def fail(machine: RunMachine, at: float) -> tuple[object, ...]:
+def fail(machine: Run, at: float) -> tuple[object, ...]:
     """Let both clients decline; returns what follows the evaluation."""
-    machine.handle(ClientDeclined(A, Reason.DIVERGED), at)
-    machine.handle(ClientDeclined(B, Reason.DIVERGED), at)
+    machine.handle(ClientDeclined(A, machine.number, Reason.DIVERGED), at)
+    machine.handle(ClientDeclined(B, machine.number, Reason.DIVERGED), at)
     return machine.handle(Evaluated(), at)
 
 
@@ -192,7 +207,7 @@ def test_the_first_round_of_every_run_waits_for_all_its_clients():
 def test_an_abandoned_round_tells_who_was_refused_and_passes_no_update_on():
     machine = run_of(quorum_share=1.0)
     answer(machine, "a", 1)
-    closed = machine.handle(ClientDeclined(B, Reason.DIVERGED), 2)[-1]
+    closed = machine.handle(ClientDeclined(B, machine.number, Reason.DIVERGED), 2)[-1]
     assert (closed.committed, closed.updates, closed.refusals) == (False, (), ((B, Reason.DIVERGED),))
 
 
@@ -239,7 +254,7 @@ def test_the_deadline_of_the_open_round_wakes_the_run():
 
 
 def test_an_update_after_the_round_is_told_that_it_is_late():
-    machine = run_of(rounds=2, quorum_share=0.5, first_deadline_s=30)
+    machine = run_of(rounds=2, quorum_share=0.5, first_deadline_s=30, late=Late.REFUSE)
     answer(machine, "a", 2)
     machine.handle(Tick(), 30)
     machine.handle(Merged(model(1)), 31)
@@ -259,7 +274,7 @@ def test_a_second_run_goes_on_with_new_round_numbers():
 
 @pytest.mark.parametrize(("share", "asked", "quorum"), [(0.5, 3, 2), (0.5, 2, 1), (1.0, 3, 3), (0.1, 3, 1)])
 def test_the_quorum_is_a_share_of_the_cohort_rounded_up(share, asked, quorum):
-    machine = RunMachine(RunPolicy(seed=0, wait_for=asked, quorum_share=share))
+    machine = Run(RunPolicy(seed=0, wait_for=asked, quorum_share=share))
     machine.handle(Started(BASE, 1), 0)
     for index in range(asked):
         machine.handle(ClientCame(ClientId(f"c{index}")), 0)
@@ -288,3 +303,79 @@ def test_every_client_is_drawn_about_equally_often():
         for client in cohort.draw(clients, 3, seed=1, number=number):
             counts[client] += 1
     assert all(240 < count < 360 for count in counts.values())  # 300 ± 4 standard deviations
+
+
+def test_a_late_update_counts_in_the_next_merge_with_its_staleness():
+    machine = run_of(rounds=2, quorum_share=0.5, first_deadline_s=30)
+    answer(machine, "a", 2)
+    machine.handle(Tick(), 30)
+    machine.handle(Merged(model(1)), 31)
+    late = Offered(update("b"))
+    assert machine.handle(late, 32) == (Fetch(late),)
+    assert machine.handle(Received(B, late.delta), 33) == (Judge(late, late=True),)
+    assert machine.handle(late, 34) == (Judge(late, late=True),)
+    machine.handle(Evaluated(), 35)
+    answer(machine, "a", 36)
+    (merge,) = [e for e in answer(machine, "b", 37) if isinstance(e, Merge)]
+    assert [(one.update.client, one.update.round, one.staleness) for one in merge.updates] == [
+        ("a", 2, 0),
+        ("b", 1, 1),
+        ("b", 2, 0),
+    ]
+
+
+def test_what_an_abandoned_round_took_counts_in_the_next_try():
+    machine = run_of(rounds=1, quorum_share=1, first_deadline_s=30)
+    taken = Offered(update("a"))
+    answer(machine, "a", 2)
+    machine.handle(Tick(), 30)
+    effects = machine.handle(Evaluated(), 31)
+    assert [e.client for e in effects if isinstance(e, Assign)] == ["b"]
+    assert machine.handle(taken, 32) == (Judge(taken),)
+    (merge,) = [e for e in answer(machine, "b", 33) if isinstance(e, Merge)]
+    assert [(one.update.client, one.update.round) for one in merge.updates] == [("a", 1), ("b", 2)]
+
+
+def test_what_was_taken_and_never_merged_is_revoked_at_the_end():
+    machine = run_of(rounds=2, quorum_share=1)
+    answer(machine, "a", 2)
+    machine.handle(StopAsked(now=True), 3)
+    assert machine.handle(Evaluated(), 4) == (
+        Revoke(Offered(update("a")), Reason.RUN_OVER),
+        EndRun(BASE, 0, completed=False, why="stopped"),
+    )
+
+
+def resumed(machine: Run, *taken: Offered, refused=()) -> tuple[Run, tuple[object, ...]]:
+    """The same run in another process: what was written down, and the updates that were taken."""
+    again = Run(machine.policy)
+    return again, again.handle(Resumed(machine.snapshot(), taken, refused, tuple(sorted(machine.here))), 100)
+
+
+def test_a_resumed_round_asks_only_those_whose_answer_is_not_known():
+    machine = run_of()
+    answer(machine, "a", 2)
+    again, effects = resumed(machine, Offered(update("a")))
+    assert effects == (OpenRound(1, BASE, (A, B), 600.0), Assign(B))
+    (merge,) = [e for e in answer(again, "b", 101) if isinstance(e, Merge)]
+    assert [one.update.client for one in merge.updates] == ["a", "b"]
+
+
+def test_a_resumed_merge_takes_the_same_updates_though_another_one_came():
+    machine = run_of(quorum_share=0.5, first_deadline_s=30)
+    answer(machine, "a", 2)
+    machine.handle(Tick(), 30)
+    again, effects = resumed(machine, Offered(update("a")))
+    assert effects == (OpenRound(1, BASE, (A, B), 30), Merge((Counted(update("a")),)))
+    again.handle(Merged(model(1)), 101)
+    assert again.base == model(1)
+
+
+def test_a_run_that_stopped_between_rounds_goes_on_with_the_next():
+    machine = run_of()
+    answer(machine, "a", 2)
+    answer(machine, "b", 2)
+    machine.handle(Merged(model(1)), 3)
+    again, effects = resumed(machine)
+    assert effects[0] == OpenRound(2, model(1), (A, B), 10.0)
+    assert again.committed == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 from contextlib import asynccontextmanager, suppress
 
 import numpy as np
@@ -11,16 +12,20 @@ from msgspec.structs import replace
 from common import chunks
 from common.blobs import BlobStore
 from common.bus import Arrived
+from common.database import Database
 from common.errors import ConfigError, TransportError
 from common.identity import Role
 from common.ids import Boot, ClientId
 from common.ingress import Said
 from common.messages import Cancel, Info, Plan, Presence, Reason, Task, Update, Verdict, Want
+from common.outbox import FILE, TABLES, Outbox
 from common.parts import Parts
 from common.tensors import Schema
 from common.topics import Kind, Topics
 from common.voice import Voice
 from coordinator import strategies
+from coordinator.archive import Archive, Terms
+from coordinator.ledger import Ledger
 from coordinator.model import GlobalModel
 from coordinator.run import RunPolicy
 from coordinator.service import Coordinator, Policy
@@ -36,6 +41,7 @@ from support.trainers import NoopTrainer
 SCHEMA = Schema.from_wire([("weight", "float32", [2, 3])])
 OTHER = Schema.from_wire([("weight", "float32", [3, 3])])
 TOPICS = Topics(federation.NAME)
+TERMS = Terms(settings="{}", config={}, strategy="fedavg", codec="none", keep_updates=False)
 
 
 class FragileBus(MemoryBus):
@@ -64,12 +70,12 @@ class Lab:
 
     def __init__(self, tmp_path):
         self.tmp_path, self.broker = tmp_path, MemoryBroker()
-        self.events = []
+        self.events, self.databases = [], []
 
     def parts(self, role, name, fragile_on=""):
         us, directory = member(self.tmp_path / "keys", role, name), self.tmp_path / name
         bus = FragileBus(self.broker, name, fragile_on=fragile_on)
-        voice = Voice(us, TOPICS, Boot(name.encode().hex().ljust(16, "0")[:16]))
+        voice = Voice(us, TOPICS, Boot(secrets.token_hex(8)))
         return Parts(directory, bus, voice, ingress(self.tmp_path / "keys"), BlobStore(directory, 1 << 20))
 
     def coordinator(self, rounds=2, wait_for=2, fragile_on="", first_deadline_s=600.0):
@@ -84,14 +90,19 @@ class Lab:
         )
         vector = np.arange(SCHEMA.elements, dtype=np.float32)
         model = GlobalModel(SCHEMA, vector, strategies.resolve("fedavg"), ours.store)
-        return Coordinator(policy, ours, model=model, evaluate=None, report=self.events.append)
+        ledger = Ledger(ours.state_dir / "state.db")
+        archive = Archive(ledger, TERMS, ours.state_dir, ours.voice.identity, ours.store)
+        return Coordinator(policy, ours, archive, model=model, evaluate=None, report=self.events.append)
 
     def client(self, name, trainer=None, fragile_on=""):
+        """Start a client, or start it again from its directory."""
         ours = self.parts(Role.CLIENT, name, fragile_on)
+        self.databases.append(Database(ours.state_dir / FILE, TABLES))
         return Client(
             About("digits", "mlp", "cpu"),
             ours,
             trainer=trainer or NoopTrainer(SCHEMA),
+            outbox=Outbox(self.databases[-1], bytes_max=1 << 20, age_s_max=3600),
             report=lambda _: None,
         )
 
@@ -151,7 +162,10 @@ class Ghost:
 
 @pytest.fixture
 def lab(tmp_path):
-    return Lab(tmp_path)
+    made = Lab(tmp_path)
+    yield made
+    for database in made.databases:
+        database.close()
 
 
 @asynccontextmanager
@@ -206,6 +220,35 @@ def test_a_client_that_diverges_is_counted_and_the_round_goes_on(lab):
     assert ended.completed
     (finished,) = lab.named("round.finished")
     assert (finished["clients"], finished["refused"]) == (1, {"diverged": 1})
+
+
+class CountingTrainer(NoopTrainer):
+    times = 0
+
+    def train(self, base, plan):
+        self.times += 1
+        return super().train(base, plan)
+
+
+def test_a_client_that_is_killed_after_training_does_not_train_again_and_counts(lab):
+    trainer = CountingTrainer(SCHEMA)
+
+    async def main():
+        async with asyncio.timeout(within(20)):
+            coordinator = lab.coordinator(rounds=1, wait_for=1)
+            serving = asyncio.create_task(coordinator.serve())
+            first = lab.client("client-1", trainer, fragile_on="/reply")
+            killed = asyncio.create_task(first.serve())
+            await eventually(first.outbox.blobs)
+            killed.cancel()
+            with suppress(asyncio.CancelledError):
+                await killed
+            async with served(lab.client("client-1", trainer)):
+                return await serving
+
+    assert asyncio.run(main()).completed
+    assert trainer.times == 1
+    assert [one["clients"] for one in lab.named("round.finished")] == [1]
 
 
 def test_an_update_in_anothers_name_or_for_another_run_is_not_invited(lab):
