@@ -34,6 +34,7 @@ from compose import operate  # noqa: E402
 from faults import checker, trouble  # noqa: E402
 from faults.trouble import BROKER, COORDINATOR  # noqa: E402
 from support.patience import within  # noqa: E402
+from support.polling import eventually  # noqa: E402
 from support.stage import Stage  # noqa: E402
 
 COMMAND_S = 180.0  # for the coordinator to take a command, links that back off included
@@ -167,8 +168,7 @@ class Soak:
 
     async def _alive(self, part: str) -> None:
         async with asyncio.timeout(within(30)):
-            while not self.stage.alive.get(part):
-                await asyncio.sleep(0.01)
+            await eventually(lambda: bool(self.stage.alive.get(part)))
 
     async def _trouble_links(self) -> None:
         parts = [COORDINATOR, *self.stage.clients]
@@ -176,7 +176,7 @@ class Soak:
             for fault in trouble.link_faults(self.plan.seed, seconds=self.plan.minutes * 60, parts=parts):
                 await self._until(fault.at_s)
                 self.tally.links[fault.name] += 1
-                group.create_task(trouble.befall(fault, self.stage.proxies[fault.part]))
+                group.create_task(trouble.befall(fault, self.stage))
 
     async def _until(self, at_s: float) -> None:
         await asyncio.sleep(max(0.0, at_s - self.tally.elapsed_s))
@@ -210,7 +210,7 @@ class Soak:
         try:
             async with asyncio.timeout(within(SETTLE_S)):
                 await self.stage.until(COORDINATOR, "run.finished")
-                while any(self._waiting().values()):
+                while any(self._waiting().values()):  # noqa: ASYNC110 - it is other processes' doing
                     await asyncio.sleep(0.5)
         except TimeoutError:
             self.problems.append(
@@ -277,7 +277,7 @@ async def shown(tally: Tally, *, as_json: bool):
 
     async def repeat() -> None:
         while True:
-            print(say(), flush=True)
+            _say(say())
             await asyncio.sleep(SHOWN_EVERY_S)
 
     showing = asyncio.create_task(repeat())
@@ -286,7 +286,7 @@ async def shown(tally: Tally, *, as_json: bool):
     finally:
         showing.cancel()
         await asyncio.wait([showing])
-        print(say(), flush=True)
+        _say(say())
 
 
 async def soak(plan: Plan, directory: Path, *, as_json: bool) -> tuple[Tally, list[str], checker.Report]:
@@ -320,6 +320,10 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - what the command is for
+
+
 def _arguments() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--minutes", type=float, default=10)
@@ -345,19 +349,19 @@ def main() -> int:
     plan = Plan(given.minutes, given.kills, given.clients, seed, given.engine, late)
     directory = given.keep or Path(tempfile.mkdtemp(prefix="fedmq-soak-"))
     if not given.json:
-        print(f"{plan.command}\nstate: {directory}", flush=True)
+        _say(f"{plan.command}\nstate: {directory}")
     tally, problems, report = asyncio.run(soak(plan, directory, as_json=given.json))
     if problems or given.keep:
-        print(f"kept: {directory}", file=sys.stderr)
+        sys.stderr.write(f"kept: {directory}\n")
     else:
         shutil.rmtree(directory)
     if given.json:
         facts = {**checker.as_facts(report), "problems": problems, "again": plan.command}
-        print(json.dumps({**tally.facts(), "event": "soak.finished", **facts}), flush=True)
+        _say(json.dumps({**tally.facts(), "event": "soak.finished", **facts}))
     else:
         faults = ", ".join(f"{name} {count}" for name, count in sorted(tally.links.items()))
         for line in ("", *checker.table(report), f"link faults: {faults}", *problems, plan.command):
-            print(line)
+            _say(line)
     return 1 if problems else 0
 
 

@@ -1,8 +1,6 @@
 """The stage's own parts: they start, are killed, stand still, go on, and nothing of them is left."""
 
 import asyncio
-import os
-import time
 
 import psutil
 import pytest
@@ -107,7 +105,7 @@ def test_each_part_reaches_the_broker_through_its_own_proxy(tmp_path):
 def test_news_come_once(tmp_path):
     async def test(stage):
         await stage.until("coordinator", "client.online", client="client-1")
-        assert [one["event"] for one in stage.news("coordinator")][0] == "began"
+        assert stage.news("coordinator")[0]["event"] == "began"
         assert "began" not in [one["event"] for one in stage.news("coordinator")]
         assert stage.news("nobody") == []
 

@@ -1,4 +1,4 @@
-"""What befalls a federation in a soak: which part is killed when, and what its links suffer; the same for the same seed."""
+"""What befalls a federation in a soak: who is killed when, and what links suffer; the same for the same seed."""
 
 import asyncio
 import random
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from support.mqtt_packets import Kind
-from support.proxy import Proxy, Weather
+from support.proxy import Weather
+from support.stage import Stage
 
 BROKER, COORDINATOR = "broker", "coordinator"
 CALM_S = 3.0  # at the beginning: everybody comes, the run begins
@@ -14,7 +15,9 @@ AGAIN_SHARE = 0.15  # of kills hit the same part again while it starts
 AGAIN_S = (0.1, 1.0)
 DOWN_S = (0.0, 3.0)
 FAULT_EVERY_S = 3.0  # on average, of all links together
-LASTS_S = (0.5, 6.0)  # of what has a duration
+LASTS_S = (0.5, 8.0)  # of what has a duration
+STILL = "standing still"  # not the link but the part itself, which looks the same from outside
+STILL_WEIGHT = 4
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class LinkFault:
 
     at_s: float
     part: str
-    name: str  # in LINK_FAULTS
+    name: str  # in LINK_FAULTS, or STILL
     nth: int  # of the packets that come
     lasts_s: float
 
@@ -58,16 +61,23 @@ def link_faults(seed: int, *, seconds: float, parts: list[str]) -> Iterator[Link
     """Draw what befalls links, one after the other."""
     chance = random.Random(f"links {seed}")
     at_s = CALM_S
-    names = [name for name, (weight, _) in LINK_FAULTS.items() for _ in range(weight)]
+    names = [STILL] * STILL_WEIGHT + [
+        name for name, (weight, _) in LINK_FAULTS.items() for _ in range(weight)
+    ]
     while (at_s := at_s + chance.expovariate(1 / FAULT_EVERY_S)) < seconds:
         yield LinkFault(
             at_s, chance.choice(parts), chance.choice(names), chance.randint(1, 6), chance.uniform(*LASTS_S)
         )
 
 
-async def befall(fault: LinkFault, proxy: Proxy) -> None:
+async def befall(fault: LinkFault, stage: Stage) -> None:
     """Do it; where it has a duration, wait and undo it."""
-    undo = LINK_FAULTS[fault.name][1](proxy, fault.nth)
+    if fault.name == STILL:
+        stage.pause(fault.part)
+        await asyncio.sleep(fault.lasts_s)
+        stage.go_on(fault.part)
+        return
+    undo = LINK_FAULTS[fault.name][1](stage.proxies[fault.part], fault.nth)
     if undo is not None:
         await asyncio.sleep(fault.lasts_s)
         undo()

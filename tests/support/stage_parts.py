@@ -96,8 +96,7 @@ def main() -> int:
     )  # parts hang on us: they must not read our orders
     wakeup = nursery._wake_on_signals()
     nursery._import_once(settings)
-    import broker.engine
-    import coordinator.assembly  # noqa: F401
+    import coordinator.assembly  # noqa: F401 - once for all who are forked
 
     stage.report({"event": "ready"})
     parts, orders = Parts(settings, state_dir, brood), b""
