@@ -125,7 +125,7 @@ class Soak:
 
     def __init__(self, plan: Plan, stage: Stage, tally: Tally):
         self.plan, self.stage, self.tally = plan, stage, tally
-        self.problems: list[str] = []
+        self.problems: Counter[str] = Counter()
         self._ended_seen = 0
 
     async def run(self) -> None:
@@ -194,7 +194,7 @@ class Soak:
         for name, code in self.stage.ended[self._ended_seen :]:
             if code != KILLED:
                 said = [one["error"] for one in self.stage.failed if one["part"] == name]
-                self.problems.append(f"{name} ended by itself with exit code {code}: {said[-1:]}")
+                self.problems[f"{name} ended by itself with exit code {code}: {said[-1:]}"] += 1
                 self._revive(name)
         self._ended_seen = len(self.stage.ended)
 
@@ -301,7 +301,7 @@ async def soak(plan: Plan, directory: Path, *, as_json: bool) -> tuple[Tally, li
                     await soaking.run()
                 finally:
                     soaking._look()
-                    problems += soaking.problems
+                    problems += [f"{said} ({count} times)" for said, count in soaking.problems.items()]
         except (FedmqError, TimeoutError, ExceptionGroup) as error:
             problems.append(f"the soak itself failed: {_innermost(error)!r}")
         tally.doing = "checking"
