@@ -35,7 +35,7 @@ def test_a_short_soak_ends_well_and_leaves_nothing_but_its_numbers(tmp_path):
     assert (ended["lost"], ended["twice"], ended["waiting"]) == (0, 0, 0)
     assert "kept" not in said
     assert ended["again"].endswith(
-        "--minutes 0.15 --kills 2 --clients 2 --seed 5 --engine amqtt --late refuse"
+        "--minutes 0.15 --kills 2 --clients 2 --seed 5 --engine amqtt --late buffer"
     )
 
 
