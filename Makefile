@@ -13,7 +13,7 @@ TORCH_INDEX ?=
 ARGS ?=
 FAST := $(wildcard tests/unit tests/conformance tests/golden tests/architecture)
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check bench soak clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/fedmq demo $(ARGS)
@@ -32,6 +32,10 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python tests/bench/round_overhead.py $(ARGS)
+
+# Ten minutes in which clients, coordinator and broker are killed a hundred times; then the proof that nothing was lost
+soak: $(VENV)/.installed
+	@$(BIN)/python tests/faults/soak.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
