@@ -106,7 +106,7 @@ def test_it_backs_off_with_full_jitter_up_to_a_maximum():
                 await link.next()
 
     run(test)
-    assert drawn[:8] == [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (0, 32), (0, 60), (0, 60)]
+    assert drawn[:7] == [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (0, 30), (0, 30)]
 
 
 def test_a_refused_subscription_is_said_and_not_tried_again():
