@@ -46,7 +46,7 @@ from coordinator.round import (
     Unfetched,
 )
 from coordinator.round import Phase as RoundPhase
-from coordinator.shelf import Shelf
+from coordinator.shelf import Shelf, in_order
 
 ABANDONED_MAX = 3
 DEADLINE_S_MIN = 10.0
@@ -231,6 +231,12 @@ class RunPolicy:
         """Say how many of so many are enough."""
         return max(1, -int(-asked * self.quorum_share // 1))
 
+    def deadline_s(self, slowest_s: Seconds | None) -> Seconds:
+        """Say how long to wait where the slowest answer took so long; None: nothing was observed."""
+        if slowest_s is None:
+            return self.first_deadline_s
+        return max(DEADLINE_S_MIN, self.patience * slowest_s)
+
 
 @dataclass(slots=True)
 class RunMachine:
@@ -265,6 +271,12 @@ class RunMachine:
         """Tell whether this delta is on its way here from this client."""
         offered = self.round.offers.get(client) if self.round else None
         return (offered is not None and offered.delta == delta) or self.shelf.awaits(client, delta)
+
+    def progress(self) -> tuple[str, int, int]:
+        """Tell the phase, how many updates the open round waits for, and how many of them were taken."""
+        if self.phase is not Phase.ROUND or self.round is None:
+            return str(self.phase), 0, 0
+        return str(self.round.phase), len(self.round.cohort), len(self.round.taken())
 
     def snapshot(self) -> Snapshot:
         """Say all that a restart needs, but for the updates. Not while a round is being recorded."""
@@ -439,17 +451,14 @@ class RunMachine:
             number=self.number,
         )
         asked = tuple(sorted({*others, *answered}))
-        policy = RoundPolicy(quorum=self.policy.quorum(len(asked)), deadline_s=self._deadline_s())
+        policy = RoundPolicy(
+            quorum=self.policy.quorum(len(asked)), deadline_s=self.policy.deadline_s(self.slowest_s)
+        )
         standing = {
             client: Standing.TAKEN if entry.taken else Standing.FETCHING for client, entry in answered.items()
         }
         offers = {client: entry.offer for client, entry in answered.items()}
         return RoundMachine(self.number, base, asked, policy, standing=standing, offers=offers)
-
-    def _deadline_s(self) -> Seconds:
-        if self.slowest_s is None:
-            return self.policy.first_deadline_s
-        return max(DEADLINE_S_MIN, self.policy.patience * self.slowest_s)
 
     def _in_round(self, event: object, now: Seconds) -> Effects:
         """Let the round hear it, and pass on what it decides."""
@@ -460,7 +469,7 @@ class RunMachine:
                 case Close():
                     yield from self._closed(effect, now)
                 case Merge():
-                    self.merging = tuple(sorted((*self.round.taken(), *self.shelf.take()), key=_order))
+                    self.merging = tuple(sorted((*self.round.taken(), *self.shelf.take()), key=in_order))
                     yield Remember(self.snapshot())
                     yield Merge(self._counted())
                 case Forgo(client):
@@ -573,14 +582,3 @@ class RunMachine:
             return True
         merging = self.round is not None and self.round.phase is RoundPhase.MERGING
         return not self.stopping and self.committed + merging < self.rounds
-
-
-def _order(offer: Offered) -> tuple[str, int]:
-    return offer.client, offer.update.round
-
-
-def progress(machine: RunMachine) -> tuple[str, int, int]:
-    """Tell a run's phase, how many are asked, and how many of their updates were taken."""
-    if machine.phase is not Phase.ROUND or machine.round is None:
-        return str(machine.phase), 0, 0
-    return str(machine.round.phase), len(machine.round.cohort), len(machine.round.taken())
