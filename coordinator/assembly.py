@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from common import datasets, evaluation, files, models, parts, stopping
+from common.errors import ConfigError
 from common.evaluation import Scores
 from common.identity import Role
 from common.ids import COORDINATOR
@@ -12,8 +13,9 @@ from common.messages import Plan
 from common.settings import Settings
 from common.tensors import Vector
 from coordinator import strategies
+from coordinator.buffer import BufferPolicy
 from coordinator.model import GlobalModel
-from coordinator.run import EndRun, RunPolicy
+from coordinator.run import EndRun, Late, RunPolicy
 from coordinator.service import Coordinator, Policy, Report
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def assembled(settings: Settings, *, hold: bool, report: Report) -> Coordinator:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    strategy = strategies.resolve(settings.run.strategy)
+    strategy = strategies.resolve(settings.run.effective_strategy)
     spec = parts.data_spec(settings)
     shape, classes = datasets.describe(spec)
     module = models.build(settings.model.name, shape, classes, seed=settings.seed, **settings.model.options)
@@ -80,7 +82,25 @@ def run_policy(settings: Settings) -> RunPolicy:
         quorum_share=run.quorum_share,
         patience=run.patience,
         first_deadline_s=run.first_round_s,
+        late=Late(run.late),
     )
+
+
+def buffer_policy(settings: Settings) -> BufferPolicy | None:
+    """Say when updates are merged in the buffered mode; None: rounds are synchronous.
+
+    Raises: ConfigError where the least is above the size that follows from the clients.
+    """
+    run = settings.run
+    if run.mode == "sync":
+        return None
+    clients = run.wait_for_clients or settings.data.num_clients
+    size = run.buffer_size or -(-clients // 2)
+    if run.buffer_min > size:
+        raise ConfigError(
+            f"run.buffer_min is {run.buffer_min}, but {size} updates are merged: see run.buffer_size"
+        )
+    return BufferPolicy(size, run.buffer_min, run.buffer_per_client)
 
 
 def _policy(settings: Settings, *, hold: bool) -> Policy:

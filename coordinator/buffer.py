@@ -102,7 +102,6 @@ class BufferMachine:
     shelf: Shelf = field(init=False)
     merging: tuple[Offered, ...] = ()  # in order
     refusals: dict[ClientId, Reason] = field(default_factory=dict)  # since the last round ended
-    first: bool = True  # the run's first round is still to come
     stopping: bool = False
     abandoned_in_a_row: int = 0
     slowest_s: Seconds | None = None  # answer so far
@@ -144,7 +143,7 @@ class BufferMachine:
             rounds=self.rounds,
             committed=self.committed,
             number=self.number,
-            first=self.first,
+            first=self.phase is Phase.GATHERING,
             stopping=self.stopping,
             abandoned_in_a_row=self.abandoned_in_a_row,
             slowest_s=self.slowest_s,
@@ -194,7 +193,7 @@ class BufferMachine:
             return
         self.phase = Phase.GATHERING
         self.base, self.rounds, self.committed = event.base, event.rounds, 0
-        self.stopping, self.abandoned_in_a_row, self.first = False, 0, True
+        self.stopping, self.abandoned_in_a_row = False, 0
         self.releases = {event.base: Release(event.base, 0, self.number + 1)}
         self.answers = {event.base: {}}
         self.refusals = {}
@@ -215,7 +214,7 @@ class BufferMachine:
             return
         was = event.snapshot
         self.phase, self.base, self.rounds, self.committed = was.phase, was.base, was.rounds, was.committed
-        self.number, self.first, self.stopping = was.number, was.first, was.stopping
+        self.number, self.stopping = was.number, was.stopping
         self.abandoned_in_a_row, self.slowest_s = was.abandoned_in_a_row, was.slowest_s
         self.last_why, self.here = was.last_why, set(event.here)
         self.releases = {release.base: release for release in was.releases}
@@ -287,7 +286,7 @@ class BufferMachine:
     # --- its rounds -----------------------------------------------------------------------------------
 
     def _next(self, now: Seconds) -> Effects:
-        self.phase, self.first = Phase.ROUND, False
+        self.phase = Phase.ROUND
         self.number += 1
         yield from self._open(now)
 
@@ -404,7 +403,7 @@ class BufferMachine:
             yield Judge(offer, Reason.NOT_INVITED)
         elif answer := self._told(offer):
             yield answer
-        elif self.shelf.knows(offer):
+        elif self.shelf.knows(offer.client, offer.update.base):
             yield from self._judge(self.shelf.offer(offer), now)
         else:
             yield from self._offered_anew(offer, now)
@@ -439,10 +438,12 @@ class BufferMachine:
                 yield from self._answered(effect.offer.client, effect.offer.update.base, effect, now)
 
     def _declined(self, event: ClientDeclined, now: Seconds) -> Effects:
-        """Wait no longer for an update; if the client was at work from another base by now, it is an old story."""
+        """Wait no longer for an update, unless it is on its way, or the client is at work from another base by now."""
         work = self.at_work.get(event.client)
         asked = [release.base for release in self.releases.values() if release.number <= event.round]
-        if work is not None and asked and work.base == asked[-1]:
+        if work is None or self.shelf.knows(event.client, work.base):
+            return
+        if asked and work.base == asked[-1]:
             yield from self._answered(event.client, work.base, event.reason, now)
 
     def _answered(self, client: ClientId, base: str, answer: Answer, now: Seconds) -> Effects:

@@ -547,7 +547,7 @@ class RunMachine:
     def _offered(self, offer: Offered, now: Seconds) -> Effects:
         """Give an update to the open round if it is from its base, else to the shelf."""
         round_ = self.round
-        if self.shelf.knows(offer):
+        if self.shelf.knows(offer.client, offer.update.base):
             yield from self.shelf.offer(offer)
         elif round_ is None:
             yield Judge(offer, Reason.NOT_INVITED)

@@ -35,9 +35,9 @@ class Shelf:
         self._per_client_max, self._is_late = per_client_max, is_late
         self._entries: dict[tuple[ClientId, str], Entry] = {}  # by client and base
 
-    def knows(self, offer: Offered) -> bool:
+    def knows(self, client: ClientId, base: str) -> bool:
         """Tell whether an update of this client from this base is here."""
-        return (offer.client, offer.update.base) in self._entries
+        return (client, base) in self._entries
 
     def awaits(self, client: ClientId, delta: str) -> bool:
         """Tell whether this delta is on its way here."""

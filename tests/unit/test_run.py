@@ -30,7 +30,6 @@ from coordinator.run import (
     RunPolicy,
     Started,
     StopAsked,
-    progress,
 )
 from support.updates import BASE, update
 
@@ -269,7 +268,7 @@ def test_the_quorum_is_a_share_of_the_cohort_rounded_up(share, asked, quorum):
 def test_progress_counts_what_was_asked_and_taken():
     machine = run_of()
     answer(machine, "a", 1)
-    assert progress(machine) == ("reporting", 2, 1)
+    assert machine.progress() == ("reporting", 2, 1)
 
 
 @given(st.integers(1, 30), st.integers(0, 2**32), st.integers(1, 1000))

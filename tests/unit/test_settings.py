@@ -27,7 +27,11 @@ def written(path, text):
 def test_defaults():
     loaded = settings.load()
     assert loaded.model_dump() == Settings().model_dump()
-    assert (loaded.federation, loaded.data.dataset, loaded.run.strategy) == ("demo", "digits", "fedavg")
+    assert (loaded.federation, loaded.data.dataset, loaded.run.effective_strategy) == (
+        "demo",
+        "digits",
+        "fedavg",
+    )
     assert set(settings.origins(loaded).values()) == {"default"}
 
 
@@ -37,7 +41,7 @@ def test_flag_beats_environment_beats_file_beats_default_key_by_key(elsewhere, m
     monkeypatch.setenv("FEDMQ_RUN__PATIENCE", "5")
     loaded = settings.load(run__num_rounds=30, run__strategy=None)
     assert (loaded.seed, loaded.run.codec, loaded.run.patience, loaded.run.num_rounds) == (1, "fp16", 5, 30)
-    assert loaded.run.strategy == "fedavg"
+    assert loaded.run.effective_strategy == "fedavg"
     assert {name: origin for name, origin in settings.origins(loaded).items() if origin != "default"} == {
         "seed": "file fedmq.toml",
         "run.codec": "file fedmq.toml",
