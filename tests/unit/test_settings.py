@@ -205,3 +205,14 @@ def test_state_and_keys_have_their_place_below_the_state_home(tmp_path, monkeypa
 def test_a_tilde_is_the_home_directory(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     assert settings.load(state_dir="~/state").state_dir == Path("/home/somebody/state")
+
+
+def test_the_strategy_goes_with_the_mode_unless_one_is_chosen():
+    assert settings.load().run.effective_strategy == "fedavg"
+    assert settings.load(run__mode="buffered").run.effective_strategy == "fedbuff"
+    assert settings.load(run__mode="buffered", run__strategy="fedavg").run.effective_strategy == "fedavg"
+
+
+def test_the_buffered_mode_cannot_refuse_what_is_late():
+    with pytest.raises(ConfigError, match="late updates always count"):
+        settings.load(run__mode="buffered", run__late="refuse")
