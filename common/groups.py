@@ -7,7 +7,16 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, PrivateAttr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    model_validator,
+)
 
 from common import ids, limits
 from common.errors import ConfigError
@@ -116,12 +125,20 @@ class Run(Group):
     """How rounds are run."""
 
     num_rounds: int = Field(default=5, ge=1, le=1_000_000, description="rounds in a run")
-    strategy: str = Field(
-        default="fedavg", description="strategy: a built-in name or package.module:attribute"
+    mode: Literal["sync", "buffered"] = Field(
+        default="sync",
+        description="sync: a round waits for its cohort; buffered: updates are merged as they come",
+    )
+    strategy: str | None = Field(
+        default=None,
+        description="strategy: a built-in name or package.module:attribute; unset: fedavg, buffered fedbuff",
     )
     codec: Literal["none", "fp16"] = Field(default="none", description="how updates become bytes")
     cohort_size: int | None = Field(
-        default=None, ge=1, le=100_000, description="clients asked in a round; unset: all that are online"
+        default=None,
+        ge=1,
+        le=100_000,
+        description="clients asked in a round, buffered at work at once; unset: all that are online",
     )
     quorum_share: float = Field(
         default=0.5, gt=0, le=1, description="share of the cohort that must report by the deadline"
@@ -135,11 +152,6 @@ class Run(Group):
     first_round_s: float = Field(
         default=600, gt=0, le=604_800, description="deadline of the first round, in seconds"
     )
-    late: Literal["buffer", "refuse"] = Field(
-        default="buffer",
-        description="what becomes of an update that comes after its round: it counts in the next one, scaled down "
-        "by its staleness, or it is refused",
-    )
     keep_updates: bool = Field(
         default=False,
         description="keep every merged update in the run's folder, so that an audit can merge again",
@@ -150,6 +162,35 @@ class Run(Group):
         le=100_000,
         description="clients to wait for before the first round; unset: all of them",
     )
+    late: Literal["buffer", "refuse"] = Field(
+        default="buffer", description="what comes after its round: merged in a later one, or refused"
+    )
+    buffer_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="buffered: updates that are merged at once; unset: half of the clients that are waited for",
+    )
+    buffer_min: int = Field(
+        default=1,
+        ge=1,
+        le=100_000,
+        description="buffered: so many are merged at the deadline, or when nobody is at work",
+    )
+    buffer_per_client: int = Field(
+        default=2, ge=1, le=1000, description="buffered: updates of one client that wait to be merged"
+    )
+
+    @property
+    def effective_strategy(self) -> str:
+        """The strategy that was chosen, or the one that the mode goes with."""
+        return self.strategy or {"sync": "fedavg", "buffered": "fedbuff"}[self.mode]
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Run":
+        if self.mode == "buffered" and self.late == "refuse":
+            raise ValueError("in the buffered mode late updates always count: leave out late = refuse")
+        return self
 
 
 class Broker(Group):

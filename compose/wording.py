@@ -15,7 +15,7 @@ def title(settings: Settings) -> str:
     dealt = f", {data.partition}{f' {data.alpha:g}' if data.partition == 'dirichlet' else ''}"
     return (
         f"fedmq: {data.num_clients} clients train {settings.model.name} on {data.dataset}"
-        f"{'' if ':' in data.dataset else dealt}; {run.num_rounds} rounds of {run.strategy}"
+        f"{'' if ':' in data.dataset else dealt}; {run.num_rounds} rounds of {run.effective_strategy}"
     )
 
 

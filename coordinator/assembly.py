@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from common import datasets, evaluation, files, log, models, parts, stopping
-from common.errors import NotFoundError
+from common.errors import ConfigError, NotFoundError
 from common.evaluation import Scores
 from common.identity import Role
 from common.ids import COORDINATOR
@@ -15,6 +15,7 @@ from common.settings import Settings
 from common.tensors import Vector
 from coordinator import resuming, strategies
 from coordinator.archive import Archive, Terms
+from coordinator.buffer import BufferPolicy
 from coordinator.ledger import Ledger, Unfinished
 from coordinator.model import GlobalModel
 from coordinator.run import EndRun, Late, RunPolicy
@@ -62,7 +63,7 @@ def assembled(
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    strategy = strategies.resolve(settings.run.strategy)
+    strategy = strategies.resolve(settings.run.effective_strategy)
     spec = parts.data_spec(settings)
     shape, classes = datasets.describe(spec)
     module = models.build(settings.model.name, shape, classes, seed=settings.seed, **settings.model.options)
@@ -70,7 +71,7 @@ def assembled(
     terms = Terms(
         settings=resuming.written(settings),
         config=parts.shown(settings),
-        strategy=settings.run.strategy,
+        strategy=settings.run.effective_strategy,
         codec=settings.run.codec,
         keep_updates=settings.run.keep_updates,
     )
@@ -124,10 +125,28 @@ def run_policy(settings: Settings) -> RunPolicy:
     )
 
 
+def buffer_policy(settings: Settings) -> BufferPolicy | None:
+    """Say when updates are merged in the buffered mode; None: rounds are synchronous.
+
+    Raises: ConfigError where the least is above the size that follows from the clients.
+    """
+    run = settings.run
+    if run.mode == "sync":
+        return None
+    clients = run.wait_for_clients or settings.data.num_clients
+    size = run.buffer_size or -(-clients // 2)
+    if run.buffer_min > size:
+        raise ConfigError(
+            f"run.buffer_min is {run.buffer_min}, but {size} updates are merged: see run.buffer_size"
+        )
+    return BufferPolicy(size, run.buffer_min, run.buffer_per_client)
+
+
 def _policy(settings: Settings, *, hold: bool) -> Policy:
     run, training = settings.run, settings.training
     return Policy(
         run=run_policy(settings),
+        buffer=buffer_policy(settings),
         rounds=run.num_rounds,
         plan=Plan(
             epochs=training.local_epochs,

@@ -46,7 +46,7 @@ from coordinator.round import (
     Unfetched,
 )
 from coordinator.round import Phase as RoundPhase
-from coordinator.shelf import Shelf
+from coordinator.shelf import Shelf, in_order
 
 ABANDONED_MAX = 3
 DEADLINE_S_MIN = 10.0
@@ -232,6 +232,12 @@ class RunPolicy:
         """Say how many of so many are enough."""
         return max(1, -int(-asked * self.quorum_share // 1))
 
+    def deadline_s(self, slowest_s: Seconds | None) -> Seconds:
+        """Say how long to wait where the slowest answer took so long; None: nothing was observed."""
+        if slowest_s is None:
+            return self.first_deadline_s
+        return max(DEADLINE_S_MIN, self.patience * slowest_s)
+
 
 @dataclass(slots=True)
 class RunMachine:
@@ -248,6 +254,7 @@ class RunMachine:
     releases: dict[Digest, Release] = field(default_factory=dict)  # the newest STALENESS_MAX + 1
     shelf: Shelf = field(default_factory=lambda: Shelf(LATE_PER_CLIENT_MAX))
     merging: tuple[Offered, ...] = ()  # in order
+    spent: dict[ClientId, Reason] = field(default_factory=dict)  # whose one update from this base was refused
     first: bool = True  # the run's first round is still to come
     stopping: bool = False
     abandoned_in_a_row: int = 0
@@ -266,6 +273,16 @@ class RunMachine:
         """Tell whether this delta is on its way here from this client."""
         offered = self.round.offers.get(client) if self.round else None
         return (offered is not None and offered.delta == delta) or self.shelf.awaits(client, delta)
+
+    def bases_in_use(self) -> set[Digest]:
+        """List the models that somebody may still fetch."""
+        return {self.base} if self.base is not None else set()
+
+    def progress(self) -> tuple[str, int, int]:
+        """Tell the phase, how many updates the open round waits for, and how many of them were taken."""
+        if self.phase is not Phase.ROUND or self.round is None:
+            return str(self.phase), 0, 0
+        return str(self.round.phase), len(self.round.cohort), len(self.round.taken())
 
     def snapshot(self) -> Snapshot:
         """Say all that a restart needs, but for the updates. Not while a round is being recorded."""
@@ -433,7 +450,7 @@ class RunMachine:
         yield from self._in_round(Begun(), now)
 
     def _next_round(self, base: Digest) -> RoundMachine:
-        """Draw a cohort; who has answered from this base already is in it, with that answer."""
+        """Draw a cohort; who has answered from this base already is in it with that answer, and not asked again."""
         answered = {entry.offer.client: entry for entry in self.shelf.adopt(base)}
         size = self.policy.cohort_size
         others = cohort.draw(
@@ -443,17 +460,18 @@ class RunMachine:
             number=self.number,
         )
         asked = tuple(sorted({*others, *answered}))
-        policy = RoundPolicy(quorum=self.policy.quorum(len(asked)), deadline_s=self._deadline_s())
-        standing = {
+        policy = RoundPolicy(
+            quorum=self.policy.quorum(len(asked)), deadline_s=self.policy.deadline_s(self.slowest_s)
+        )
+        standing = {client: Standing.REFUSED for client in self.spent if client in asked}
+        standing |= {
             client: Standing.TAKEN if entry.taken else Standing.FETCHING for client, entry in answered.items()
         }
+        refusals = {client: self.spent[client] for client in standing if client not in answered}
         offers = {client: entry.offer for client, entry in answered.items()}
-        return RoundMachine(self.number, base, asked, policy, standing=standing, offers=offers)
-
-    def _deadline_s(self) -> Seconds:
-        if self.slowest_s is None:
-            return self.policy.first_deadline_s
-        return max(DEADLINE_S_MIN, self.policy.patience * self.slowest_s)
+        return RoundMachine(
+            self.number, base, asked, policy, standing=standing, offers=offers, refusals=refusals
+        )
 
     def _in_round(self, event: object, now: Seconds) -> Effects:
         """Let the round hear it, and pass on what it decides."""
@@ -464,7 +482,7 @@ class RunMachine:
                 case Close():
                     yield from self._closed(effect, now)
                 case Merge():
-                    self.merging = tuple(sorted((*self.round.taken(), *self.shelf.take()), key=_order))
+                    self.merging = tuple(sorted((*self.round.taken(), *self.shelf.take()), key=in_order))
                     yield Remember(self.snapshot())
                     yield Merge(self._counted())
                 case Forgo(client):
@@ -501,6 +519,8 @@ class RunMachine:
             self._advance(close.model)
         else:
             self.abandoned_in_a_row += 1
+            refused = self.round.refusals.items()
+            self.spent |= {client: reason for client, reason in refused if client in self.round.offers}
             for offer in self.merging or self.round.taken():
                 self.shelf.keep(offer, taken=True)
         self.phase, self.merging = Phase.EVALUATING, ()
@@ -518,6 +538,7 @@ class RunMachine:
     def _advance(self, model: Digest) -> None:
         """Let a new model be the base of what follows."""
         self.base, self.abandoned_in_a_row = model, 0
+        self.spent.clear()
         self.committed += 1
         self.releases[model] = Release(model, self.committed, self.number + 1)
         old = list(self.releases)[: -STALENESS_MAX - 1]
@@ -543,7 +564,7 @@ class RunMachine:
     def _offered(self, offer: Offered, now: Seconds) -> Effects:
         """Give an update to the open round if it is from its base, else to the shelf."""
         round_ = self.round
-        if self.shelf.knows(offer):
+        if self.shelf.knows(offer.client, offer.update.base):
             yield from self.shelf.offer(offer)
         elif round_ is None:
             yield Judge(offer, Reason.NOT_INVITED)
@@ -578,14 +599,3 @@ class RunMachine:
             return True
         merging = self.round is not None and self.round.phase is RoundPhase.MERGING
         return not self.stopping and self.committed + merging < self.rounds
-
-
-def _order(offer: Offered) -> tuple[str, int]:
-    return offer.client, offer.update.round
-
-
-def progress(machine: RunMachine) -> tuple[str, int, int]:
-    """Tell a run's phase, how many are asked, and how many of their updates were taken."""
-    if machine.phase is not Phase.ROUND or machine.round is None:
-        return str(machine.phase), 0, 0
-    return str(machine.round.phase), len(machine.round.cohort), len(machine.round.taken())

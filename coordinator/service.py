@@ -65,6 +65,7 @@ from common.tensors import Vector
 from common.topics import Kind
 from coordinator import cohort, results
 from coordinator.archive import Archive
+from coordinator.buffer import BufferMachine, BufferPolicy
 from coordinator.claim import Claim
 from coordinator.clients import Clients
 from coordinator.ledger import Settled, Unfinished
@@ -102,7 +103,6 @@ from coordinator.run import (
     RunPolicy,
     Started,
     StopAsked,
-    progress,
 )
 
 logger = log.logger(__name__)
@@ -116,6 +116,7 @@ class Policy:
     """What this coordinator is to do."""
 
     run: RunPolicy
+    buffer: BufferPolicy | None  # None: rounds are synchronous
     rounds: int
     plan: Plan
     codec: str
@@ -143,7 +144,7 @@ class Coordinator:
         self.topics = parts.voice.topics
         self.courier = Courier(self.link, self.store, Lanes.of_coordinator(self.topics))
         self.notices = Notices(self.link, self.voice)
-        self.machine = RunMachine(policy.run)
+        self.machine = BufferMachine(policy.run, policy.buffer) if policy.buffer else RunMachine(policy.run)
         self.attendance = Attendance()
         self.clients = Clients(model.schema.digest)
         self.outcome: EndRun | None = None
@@ -152,7 +153,7 @@ class Coordinator:
         self._report = report
         self._claim = Claim(self.notices, self.voice, self._ledger)
         self._run = RunId("none")
-        self._served: Digest | None = None
+        self._served: set[Digest] = set()
         self._coming: dict[
             tuple[ClientId, Digest], asyncio.Task[None]
         ] = {}  # updates, offered and not settled
@@ -363,7 +364,7 @@ class Coordinator:
 
     async def _declined(self, client: ClientId, message: Declined) -> None:
         """Let the run go on without a client, and tell it so."""
-        if message.run == self._run and message.round == self.machine.number:
+        if message.run == self._run and message.round <= self.machine.number:
             about = {"client": client, "reason": message.reason, "detail": message.detail}
             logger.warning("update.declined", extra=log.facts(**about))
             self._report({"event": "update.declined", **about})
@@ -426,7 +427,9 @@ class Coordinator:
                 self._log("round.started", round=number, clients=len(asked), deadline_s=round(deadline_s, 1))
                 self._crew.spawn(self._show_round())
             case Assign(client):
-                self._crew.spawn(self._assign(client))
+                task = self._task()
+                if task is not None:
+                    self._crew.spawn(self._tell(client, task))
             case Fetch(offer):
                 before = self._coming.get((offer.client, offer.delta))
                 self._coming[offer.client, offer.delta] = self._crew.spawn(self._fetch(offer, before))
@@ -447,10 +450,12 @@ class Coordinator:
             self._coming.pop(key).cancel()
 
     def _serve_model(self, asked: tuple[ClientId, ...]) -> None:
-        """Let the cohort fetch the model of now, and no older one."""
-        if self._served:
-            self.courier.withdraw(self._served)
-        self._served = self.model.digest
+        """Let the cohort fetch the model of now, and of the older ones those that somebody works from."""
+        for old in self._served - self.machine.bases_in_use() - {self.model.digest}:
+            self.courier.withdraw(old)
+            self._served.discard(old)
+            self._crew.spawn(self._discard(old))
+        self._served.add(self.model.digest)
         self.courier.offer(self.model.manifest, expected=asked)
 
     async def _start(self, rounds: int) -> None:
@@ -480,12 +485,13 @@ class Coordinator:
             self._run_inbox.put_nowait(Started(self.model.digest, self.policy.rounds))
         self._starting = False
 
-    async def _assign(self, client: ClientId) -> None:
+    def _task(self) -> Task | None:
+        """Say what is to be done now: what is sent a moment later may be about an older model already."""
         due = self.machine.wake_at()
         if due is None:
-            return  # the round closed in the meantime
+            return None  # the round closed in the meantime
         number = self.machine.number
-        task = Task(
+        return Task(
             run=self._run,
             round=number,
             base=self.model.manifest,
@@ -493,7 +499,6 @@ class Coordinator:
             codec=self.policy.codec,
             answer_within_s=max(1.0, due - time.monotonic()),
         )
-        await self._tell(client, task)
 
     async def _fetch(self, offer: Offered, before: asyncio.Task[None] | None) -> None:
         """Have an update's blob, and look at it. What cannot be had or kept now is offered again."""
@@ -544,7 +549,8 @@ class Coordinator:
         for digest in digests:
             needed = await self._durably(self._ledger.needs, digest)
             coming = any(delta == digest for _, delta in self._coming)
-            if not needed and not coming and digest not in {self.model.digest, *self.model.memory}:
+            ours = {self.model.digest, *self.model.memory, *self._served}
+            if not needed and not coming and digest not in ours:
                 self.store.delete(digest)
 
     async def _merge(self, updates: tuple[Counted, ...]) -> None:
@@ -554,8 +560,12 @@ class Coordinator:
             logger.exception("merge.failed")
             self._run_inbox.put_nowait(MergeFailed(f"{type(error).__name__}: {error}"))
             return
-        event = Merged(self.model.digest) if merged else MergeFailed("the merged model is not finite")
-        self._run_inbox.put_nowait(event)
+        if not merged:
+            self._run_inbox.put_nowait(MergeFailed("the merged model is not finite"))
+        elif self.model.digest == self.machine.base:  # clients train once from a model
+            self._run_inbox.put_nowait(MergeFailed("the merged model is the one before"))
+        else:
+            self._run_inbox.put_nowait(Merged(self.model.digest))
 
     async def _conclude(self, closed: CloseRound) -> None:
         """Evaluate a round's model and record the round, on disk first."""
@@ -575,7 +585,7 @@ class Coordinator:
         self._crew.spawn(self.notices.result(summary))
         self._crew.spawn(self.notices.model(self.model, self._run, closed.number))
         merged = {Digest(one.update.delta.digest) for one in closed.updates}
-        await self._discard(*merged, closed.base, *self._remembered)
+        await self._discard(*merged, *self._remembered)
         self._remembered = self.model.memory
         self._run_inbox.put_nowait(Evaluated())
 
@@ -621,7 +631,7 @@ class Coordinator:
             await self.notices.summary(summary)
 
     async def _show_round(self) -> None:
-        phase, asked, reported = progress(self.machine)
+        phase, asked, reported = self.machine.progress()
         state = RoundState(
             run=self._run,
             round=self.machine.number,

@@ -6,10 +6,10 @@
 Laws: 1. One update per client and base; another one for the same base is an equivocation, and the first one
 wins. 2. At most `per_client_max` of one client: who comes back with a backlog must not fill an aggregate.
 3. Sorted by client, then by round: the order of a merge is part of its result.
-Not here: which bases are known, and how stale is too stale (`run`, `buffer`).
+Not here: which bases are known, how stale is too stale, and what is late (`run`, `buffer`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from common.ids import ClientId, Digest
@@ -25,18 +25,19 @@ class Entry:
 
     offer: Offered
     taken: bool
+    late: bool  # as it was told when it was taken
 
 
 class Shelf:
     """Keeps what is to be merged later."""
 
-    def __init__(self, per_client_max: int) -> None:
-        self._per_client_max = per_client_max
+    def __init__(self, per_client_max: int, is_late: Callable[[Offered], bool] = lambda _: True) -> None:
+        self._per_client_max, self._is_late = per_client_max, is_late
         self._entries: dict[tuple[ClientId, str], Entry] = {}  # by client and base
 
-    def knows(self, offer: Offered) -> bool:
+    def knows(self, client: ClientId, base: str) -> bool:
         """Tell whether an update of this client from this base is here."""
-        return (offer.client, offer.update.base) in self._entries
+        return (client, base) in self._entries
 
     def awaits(self, client: ClientId, delta: str) -> bool:
         """Tell whether this delta is on its way here."""
@@ -51,7 +52,7 @@ class Shelf:
         elif entry is not None and entry.offer.delta != offer.delta:
             yield Judge(offer, Reason.EQUIVOCATION, "another update from this base came first")
         elif entry is not None and entry.taken:
-            yield Judge(offer, late=True)
+            yield Judge(offer, late=entry.late)
         else:
             self.keep(offer, taken=False)
             yield Fetch(offer)
@@ -62,8 +63,8 @@ class Shelf:
             if entry.taken:
                 continue
             if event.problem is None:
-                entry.taken = True
-                yield Judge(entry.offer, late=True)
+                entry.taken, entry.late = True, self._is_late(entry.offer)
+                yield Judge(entry.offer, late=entry.late)
             else:
                 self._forget(entry.offer)
                 yield Judge(entry.offer, event.problem, event.detail)
@@ -76,7 +77,7 @@ class Shelf:
 
     def keep(self, offer: Offered, *, taken: bool) -> None:
         """Put an update here as it stands."""
-        self._entries[offer.client, offer.update.base] = Entry(offer, taken)
+        self._entries[offer.client, offer.update.base] = Entry(offer, taken, self._is_late(offer))
 
     def adopt(self, base: Digest) -> tuple[Entry, ...]:
         """Hand over all that start from a base, sorted by client."""
@@ -93,12 +94,12 @@ class Shelf:
         """List what can be merged, in order."""
         return tuple(entry.offer for entry in self._sorted() if entry.taken)
 
-    def take(self, count: int | None = None) -> tuple[Offered, ...]:
-        """Hand over what can be merged, or the first `count` that were taken."""
-        ready = [entry.offer for entry in self._entries.values() if entry.taken][:count]
+    def take(self) -> tuple[Offered, ...]:
+        """Hand over what can be merged, in order."""
+        ready = self.taken()
         for offer in ready:
             self._forget(offer)
-        return tuple(sorted(ready, key=_order))
+        return ready
 
     def clear(self) -> tuple[Entry, ...]:
         """Hand over everything."""
@@ -120,8 +121,9 @@ class Shelf:
         del self._entries[offer.client, offer.update.base]
 
     def _sorted(self) -> list[Entry]:
-        return sorted(self._entries.values(), key=lambda entry: _order(entry.offer))
+        return sorted(self._entries.values(), key=lambda entry: in_order(entry.offer))
 
 
-def _order(offer: Offered) -> tuple[str, int]:
+def in_order(offer: Offered) -> tuple[str, int]:
+    """Sort updates as they are merged."""
     return offer.client, offer.update.round

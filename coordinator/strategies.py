@@ -49,12 +49,24 @@ def sgd(lr: float) -> Step:
 
 def fedavg(lr: float = 1.0) -> Strategy:
     """Federated averaging: McMahan et al. 2017, Algorithm 1 (arXiv:1602.05629), with the coordinator's η."""
+    return Strategy(by_examples, Mean, sgd(_rate("fedavg", lr)))
+
+
+def fedbuff(lr: float = 1.0) -> Strategy:
+    """Buffered asynchronous averaging: Nguyen et al. 2022, Algorithm 1 (arXiv:2106.06639); x + η (1/K) Σ s(τ)Δ.
+
+    Every update counts the same; `merge` scales each delta by s(τ), so the mean over the K that were merged is the sum.
+    """
+    return Strategy(lambda _: 1.0, Mean, sgd(_rate("fedbuff", lr)))
+
+
+def _rate(name: str, lr: float) -> float:
     if not (isinstance(lr, int | float) and 0 < lr < np.inf):
-        raise ConfigError(f"fedavg: lr must be a number above 0, not {lr!r}")
-    return Strategy(by_examples, Mean, sgd(lr))
+        raise ConfigError(f"{name}: lr must be a number above 0, not {lr!r}")
+    return lr
 
 
-STRATEGIES: Mapping[str, Callable[..., Strategy]] = {"fedavg": fedavg}
+STRATEGIES: Mapping[str, Callable[..., Strategy]] = {"fedavg": fedavg, "fedbuff": fedbuff}
 
 
 def resolve(text: str) -> Strategy:

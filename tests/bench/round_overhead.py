@@ -150,6 +150,7 @@ def coordinator(settings: Settings, given: argparse.Namespace) -> Callable:
         model = GlobalModel(CNN, first, strategies.resolve("fedavg"), ours.store)
         policy = Policy(
             RunPolicy(seed=0, wait_for=given.clients),
+            None,
             given.rounds,
             Plan(),
             given.codec,

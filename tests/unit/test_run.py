@@ -36,7 +36,6 @@ from coordinator.run import (
     RunPolicy,
     Started,
     StopAsked,
-    progress,
 )
 from support.updates import BASE, update
 
@@ -284,7 +283,7 @@ def test_the_quorum_is_a_share_of_the_cohort_rounded_up(share, asked, quorum):
 def test_progress_counts_what_was_asked_and_taken():
     machine = run_of()
     answer(machine, "a", 1)
-    assert progress(machine) == ("reporting", 2, 1)
+    assert machine.progress() == ("reporting", 2, 1)
 
 
 @given(st.integers(1, 30), st.integers(0, 2**32), st.integers(1, 1000))
@@ -379,3 +378,14 @@ def test_a_run_that_stopped_between_rounds_goes_on_with_the_next():
     again, effects = resumed(machine)
     assert effects[0] == OpenRound(2, model(1), (A, B), 10.0)
     assert again.committed == 1
+
+
+def test_who_was_refused_is_not_waited_for_in_the_next_try_from_the_same_model():
+    machine = run_of(rounds=1, quorum_share=1)
+    offer = Offered(update("a"))
+    machine.handle(offer, 1)
+    machine.handle(Received(A, offer.delta, Reason.NOT_FINITE), 2)
+    answer(machine, "b", 3)
+    effects = machine.handle(Evaluated(), 4)
+    assert not [e for e in effects if isinstance(e, Assign)]
+    assert effects[-1].refusals == ((A, Reason.NOT_FINITE),)

@@ -82,6 +82,7 @@ class Lab:
         ours = self.parts(Role.COORDINATOR, "coordinator", fragile_on)
         policy = Policy(
             run=RunPolicy(seed=0, wait_for=wait_for, first_deadline_s=first_deadline_s),
+            buffer=None,
             rounds=rounds,
             plan=Plan(),
             codec="none",

@@ -27,7 +27,11 @@ def written(path, text):
 def test_defaults():
     loaded = settings.load()
     assert loaded.model_dump() == Settings().model_dump()
-    assert (loaded.federation, loaded.data.dataset, loaded.run.strategy) == ("demo", "digits", "fedavg")
+    assert (loaded.federation, loaded.data.dataset, loaded.run.effective_strategy) == (
+        "demo",
+        "digits",
+        "fedavg",
+    )
     assert set(settings.origins(loaded).values()) == {"default"}
 
 
@@ -37,7 +41,7 @@ def test_flag_beats_environment_beats_file_beats_default_key_by_key(elsewhere, m
     monkeypatch.setenv("FEDMQ_RUN__PATIENCE", "5")
     loaded = settings.load(run__num_rounds=30, run__strategy=None)
     assert (loaded.seed, loaded.run.codec, loaded.run.patience, loaded.run.num_rounds) == (1, "fp16", 5, 30)
-    assert loaded.run.strategy == "fedavg"
+    assert loaded.run.effective_strategy == "fedavg"
     assert {name: origin for name, origin in settings.origins(loaded).items() if origin != "default"} == {
         "seed": "file fedmq.toml",
         "run.codec": "file fedmq.toml",
@@ -201,3 +205,14 @@ def test_state_and_keys_have_their_place_below_the_state_home(tmp_path, monkeypa
 def test_a_tilde_is_the_home_directory(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     assert settings.load(state_dir="~/state").state_dir == Path("/home/somebody/state")
+
+
+def test_the_strategy_goes_with_the_mode_unless_one_is_chosen():
+    assert settings.load().run.effective_strategy == "fedavg"
+    assert settings.load(run__mode="buffered").run.effective_strategy == "fedbuff"
+    assert settings.load(run__mode="buffered", run__strategy="fedavg").run.effective_strategy == "fedavg"
+
+
+def test_the_buffered_mode_cannot_refuse_what_is_late():
+    with pytest.raises(ConfigError, match="late updates always count"):
+        settings.load(run__mode="buffered", run__late="refuse")

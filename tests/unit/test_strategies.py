@@ -73,6 +73,7 @@ def test_a_model_of_another_shape_is_refused():
         ("fedavg(rate=1)", ConfigError, "lr: float = 1.0"),
         ("fedavg(lr=0)", ConfigError, "above 0"),
         ("fedavg(lr='1')", ConfigError, "above 0"),
+        ("fedbuff(lr=0)", ConfigError, "fedbuff: lr must be"),
         ("fedavg(lr=1e999)", ConfigError, "above 0"),
         ("support.labs:NUMBER", UsageError, "not a Strategy"),
         ("support.labs:not_a_module(input_shape=(), num_classes=3)", UsageError, "not a Strategy"),
