@@ -2,113 +2,33 @@
 
 import asyncio
 import json
-import secrets
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
-import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from common import chunks
-from common.blobs import BlobStore
 from common.bus import Arrived
-from common.database import Database
-from common.errors import ConfigError, TransportError
+from common.errors import ConfigError
 from common.identity import Role
-from common.ids import Boot, ClientId
+from common.ids import ClientId
 from common.ingress import Said
-from common.messages import Cancel, Info, Plan, Presence, Reason, Task, Update, Verdict, Want
-from common.outbox import FILE, TABLES, Outbox
-from common.parts import Parts
+from common.messages import Cancel, Info, Presence, Reason, Task, Update, Verdict, Want
 from common.tensors import Schema
-from common.topics import Kind, Topics
-from common.voice import Voice
-from coordinator import strategies
-from coordinator.archive import Archive, Terms
-from coordinator.ledger import Ledger
-from coordinator.model import GlobalModel
-from coordinator.run import RunPolicy
-from coordinator.service import Coordinator, Policy
-from edge_client.service import About, Client
+from common.topics import Kind
 from edge_client.trainer import DivergedError
-from support import federation
-from support.federation import ingress, member
-from support.memory_bus import MemoryBroker, MemoryBus
+from support.lab import SCHEMA, TOPICS, Lab, served
+from support.memory_bus import MemoryBus
 from support.patience import within
 from support.polling import eventually
 from support.trainers import NoopTrainer
 
-SCHEMA = Schema.from_wire([("weight", "float32", [2, 3])])
 OTHER = Schema.from_wire([("weight", "float32", [3, 3])])
-TOPICS = Topics(federation.NAME)
-TERMS = Terms(settings="{}", config={}, strategy="fedavg", codec="none", keep_updates=False)
-
-
-class FragileBus(MemoryBus):
-    """Loses its link, and what it was saying, the first time that it speaks on a topic."""
-
-    def __init__(self, broker, name, *, fragile_on):
-        super().__init__(broker, name)
-        self.fragile_on = fragile_on
-
-    async def publish(self, topic, payload, *, qos=1, retain=False):
-        if self.fragile_on and topic.endswith(self.fragile_on):
-            self.fragile_on = ""
-            self.break_link()
-            asyncio.get_running_loop().call_soon(self.restore)
-            raise TransportError("the link broke")
-        await super().publish(topic, payload, qos=qos, retain=retain)
 
 
 class DivergingTrainer(NoopTrainer):
     def train(self, base, plan):
         raise DivergedError("the loss became NaN")
-
-
-class Lab:
-    """A federation in one process, with what its coordinator reported."""
-
-    def __init__(self, tmp_path):
-        self.tmp_path, self.broker = tmp_path, MemoryBroker()
-        self.events, self.databases = [], []
-
-    def parts(self, role, name, fragile_on=""):
-        us, directory = member(self.tmp_path / "keys", role, name), self.tmp_path / name
-        bus = FragileBus(self.broker, name, fragile_on=fragile_on)
-        voice = Voice(us, TOPICS, Boot(secrets.token_hex(8)))
-        return Parts(directory, bus, voice, ingress(self.tmp_path / "keys"), BlobStore(directory, 1 << 20))
-
-    def coordinator(self, rounds=2, wait_for=2, fragile_on="", first_deadline_s=600.0):
-        ours = self.parts(Role.COORDINATOR, "coordinator", fragile_on)
-        policy = Policy(
-            run=RunPolicy(seed=0, wait_for=wait_for, first_deadline_s=first_deadline_s),
-            buffer=None,
-            rounds=rounds,
-            plan=Plan(),
-            codec="none",
-            hold=False,
-            config={},
-        )
-        vector = np.arange(SCHEMA.elements, dtype=np.float32)
-        model = GlobalModel(SCHEMA, vector, strategies.resolve("fedavg"), ours.store)
-        ledger = Ledger(ours.state_dir / "state.db")
-        archive = Archive(ledger, TERMS, ours.state_dir, ours.voice.identity, ours.store)
-        return Coordinator(policy, ours, archive, model=model, evaluate=None, report=self.events.append)
-
-    def client(self, name, trainer=None, fragile_on=""):
-        """Start a client, or start it again from its directory."""
-        ours = self.parts(Role.CLIENT, name, fragile_on)
-        self.databases.append(Database(ours.state_dir / FILE, TABLES))
-        return Client(
-            About("digits", "mlp", "cpu"),
-            ours,
-            trainer=trainer or NoopTrainer(SCHEMA),
-            outbox=Outbox(self.databases[-1], bytes_max=1 << 20, age_s_max=3600),
-            report=lambda _: None,
-        )
-
-    def named(self, event):
-        return [one for one in self.events if one["event"] == event]
 
 
 class Ghost:
@@ -165,20 +85,7 @@ class Ghost:
 def lab(tmp_path):
     made = Lab(tmp_path)
     yield made
-    for database in made.databases:
-        database.close()
-
-
-@asynccontextmanager
-async def served(*clients):
-    tasks = [asyncio.create_task(client.serve()) for client in clients]
-    try:
-        yield tasks
-    finally:
-        for client in clients:
-            client.close()
-        with suppress(ConfigError):
-            await asyncio.gather(*tasks)
+    made.close()
 
 
 def play(coordinator, *clients):
