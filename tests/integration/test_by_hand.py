@@ -1,7 +1,6 @@
 """The parts in processes of their own, as an operator starts them; what they do when something breaks."""
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -12,13 +11,9 @@ import psutil
 import pytest
 
 from support.patience import within
+from support.ports import free_port
 from support.require import need
 from support.running import ROOT, fedmq, finish
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
