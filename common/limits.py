@@ -48,7 +48,7 @@ LINK_INBOX_BYTES_MAX = 64 * 1024 * 1024  # heard and not yet taken
 INFLIGHT_MESSAGES_MAX = 16
 QUEUED_MESSAGES_MAX = 256
 RECONNECT_MAX_S = 30.0
-LINK_STEADY_S = 60.0  # up for so long: the back-off starts anew
+LINK_STEADY_S = 10.0  # up for so long: the back-off starts anew
 ACKNOWLEDGE_S = 60.0  # no acknowledgement for so long while some are due: the link is given up
 FAREWELL_S = 2.0  # for DISCONNECT to leave, and for UNSUBACK to come
 

@@ -627,7 +627,7 @@ class Coordinator:
         await self.notices.config(self.policy.config)
         await self.notices.model(self.model, self._run, self.machine.number)
         await self._show_round()
-        for summary in self._summaries:
+        for summary in tuple(self._summaries):  # another round may end meanwhile
             await self.notices.summary(summary)
 
     async def _show_round(self) -> None:
