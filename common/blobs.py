@@ -9,7 +9,6 @@ crash may forget chunks, never invent them. 3. What is written is within the quo
 Not here: what to keep (the services), where chunks come from (courier).
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -48,7 +47,7 @@ class BlobStore:
         return self._path(digest) in self._sizes
 
     def put(self, data: bytes | memoryview) -> Digest:
-        """Keep a blob. Raises: StorageFullError."""
+        """Keep a blob. Raises: StorageError."""
         digest = sha256(data)
         path = self._path(digest)
         if path not in self._sizes:
@@ -75,7 +74,7 @@ class BlobStore:
                 self._remove(path)
 
     def open_part(self, manifest: Manifest) -> "Part":
-        """Begin to collect a blob, or go on after a restart. Raises: StorageFullError."""
+        """Begin to collect a blob, or go on after a restart. Raises: StorageError."""
         path = self._parts / f"{self._path(manifest.digest).name}.{manifest.chunk}"
         self._reserve(path, manifest.size)
         with self._released_on_failure(path):
@@ -113,7 +112,7 @@ class BlobStore:
             yield
         except OSError as error:
             self._remove(path)
-            raise _said_plainly(error) from error
+            raise files.storage_error(error) from error
 
 
 class Part:
@@ -138,11 +137,11 @@ class Part:
         return self._unsynced >= PART_CHUNKS_UNSYNCED_MAX or (late and self._unsynced > 0)
 
     def write(self, index: int, data: bytes | memoryview) -> None:
-        """Put a checked chunk in its place. Raises: StorageFullError, OSError."""
+        """Put a checked chunk in its place. Raises: StorageError."""
         try:
             written = os.pwrite(self._handle, data, index * self._manifest.chunk)
         except OSError as error:
-            raise _said_plainly(error) from error
+            raise files.storage_error(error) from error
         if written < len(data):
             raise StorageFullError(f"the disk is full: {written} of {len(data)} bytes were written")
         self._bits[index >> 3] |= 1 << (index & 7)
@@ -199,8 +198,3 @@ class Part:
         except FileNotFoundError:
             bits = b""
         return bytearray(bits[:size].ljust(size, b"\0"))
-
-
-def _said_plainly(error: OSError) -> OSError | StorageFullError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return StorageFullError(f"the disk is full: {error}") if full else error

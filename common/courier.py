@@ -17,7 +17,7 @@ from common import chunks, limits
 from common.blobs import BlobStore, Part
 from common.bus import Bus
 from common.crew import Crew
-from common.errors import DecodeError, NotFoundError, StorageFullError, TransferError, TransportError
+from common.errors import DecodeError, NotFoundError, StorageError, TransferError, TransportError
 from common.ids import ClientId, Digest
 from common.machine import Seconds, Tick
 from common.messages import Manifest, Reason, Want
@@ -133,7 +133,7 @@ class Courier:
 
         `frames` is the topic that it is broadcast on. Once nobody waits, a part stays on disk. Where
         `OPEN_TRANSFERS_MAX` are open, it begins when one of them ends.
-        Raises: StorageFullError; TransportError where the broker refuses the subscription; TransferError for
+        Raises: StorageError; TransportError where the broker refuses the subscription; TransferError for
         a manifest that cannot be, or a blob that is not to be had.
         """
         digest = Digest(manifest.digest)
@@ -258,7 +258,7 @@ class Courier:
                 case Keep(index, data):
                     try:
                         download.part.write(index, data)
-                    except (StorageFullError, OSError) as error:
+                    except (StorageError, OSError) as error:
                         _fail(download, error)
                         return
                 case Ask(have):

@@ -41,8 +41,14 @@ def said_plainly() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        raise (StorageFullError if full else StorageError)(f"cannot write state: {error}") from error
+        raise storage_error(error) from error
+
+
+def storage_error(error: OSError) -> StorageError:
+    """Say what the disk refuses: there is no room, or something else."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StorageFullError(f"the disk is full: {error}")
+    return StorageError(f"cannot write state: {error}")
 
 
 @contextlib.contextmanager

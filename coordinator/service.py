@@ -555,7 +555,7 @@ class Coordinator:
 
     async def _merge(self, updates: tuple[Counted, ...]) -> None:
         try:
-            merged = await in_background(self.model.merge, updates)
+            merged = await self._durably(self.model.merge, updates)
         except Exception as error:  # whatever a strategy of someone's own raises: the model stays
             logger.exception("merge.failed")
             self._run_inbox.put_nowait(MergeFailed(f"{type(error).__name__}: {error}"))

@@ -317,7 +317,7 @@ class Client:
             await self.courier.fetch(effect.base, want=self._tell, frames=self.topics.model(digest))
         except (FedmqError, OSError) as error:
             logger.warning("model.unfetchable", extra=log.facts(digest=digest[:12], why=str(error)))
-            ours = isinstance(error, StorageFullError | OSError)  # no room, no disk
+            ours = isinstance(error, StorageError | OSError)  # no room, no disk
             self._inbox.put_nowait(Unfetchable(digest, Reason.DISK if ours else Reason.TRANSFER_FAILED))
             return
         self._inbox.put_nowait(Fetched(digest))
