@@ -117,10 +117,14 @@ class Archive:
         """Say from what a run goes on."""
         run = unfinished.run
         snapshot = self._snapshot(unfinished)
+        (release,) = (one for one in snapshot.releases if one.base == snapshot.base)
+        since = (
+            snapshot.number if snapshot.policy else release.number
+        )  # in the buffered mode from its base on
         return Resumed(
             snapshot,
             tuple(self.ledger.waiting(run)),
-            (*self.ledger.declined(run, snapshot.number), *self.ledger.refused(run, snapshot.base)),
+            (*self.ledger.declined(run, since, snapshot.number), *self.ledger.refused(run, snapshot.base)),
             tuple(known.client for known in self.ledger.clients() if known.here),
         )
 
@@ -171,7 +175,7 @@ class Archive:
                 refusals=list(told),
                 declined=[
                     transcript.Decline(client=client, reason=reason)
-                    for client, reason in self.ledger.declined(self.run, closed.number)
+                    for client, reason in self.ledger.declined(self.run, closed.number, closed.number)
                 ],
                 certificates=self._newcomers(proofs),
                 metrics=sha256(spelled.encode()),

@@ -257,10 +257,10 @@ class Ledger:
         with self._database.transaction() as rows:
             rows.execute("INSERT OR IGNORE INTO declined VALUES (?, ?, ?, ?)", (run, number, client, reason))
 
-    def declined(self, run: RunId, number: int) -> list[tuple[ClientId, Reason]]:
-        """List who declined in a round."""
+    def declined(self, run: RunId, first: int, last: int) -> list[tuple[ClientId, Reason]]:
+        """List who declined in these rounds."""
         found = self._database.rows(
-            "SELECT client, reason FROM declined WHERE run = ? AND round = ?", run, number
+            "SELECT client, reason FROM declined WHERE run = ? AND round BETWEEN ? AND ?", run, first, last
         )
         return [(ClientId(client), Reason(reason)) for client, reason in found]
 
