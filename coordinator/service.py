@@ -169,6 +169,9 @@ class Coordinator:
         self._summaries: deque[Summary] = deque(maxlen=SUMMARIES_KEPT)
         self._run_inbox: asyncio.Queue[RunEvent] = asyncio.Queue()
         self._attendance_inbox: asyncio.Queue[Declared | Beat] = asyncio.Queue()
+        self._led = (
+            asyncio.Event()
+        )  # the federation is ours, and the machine has been told what it goes on with
         self._over = asyncio.Event()
         self._crew = Crew()
 
@@ -205,15 +208,16 @@ class Coordinator:
         try:
             await self._claim.make()
             self._recall()
+            if self._unfinished is not None:
+                await self._take_up(self._unfinished)
+            elif not self.policy.hold:
+                await self._start(self.policy.rounds)
+            self._led.set()
             self._crew.spawn(
                 drive(self.attendance, self._attendance_inbox, self._perform_presence), name="presence"
             )
             self._crew.spawn(drive(self.machine, self._run_inbox, self._perform), name="run")
             await self._announce()
-            if self._unfinished is not None:
-                await self._take_up(self._unfinished)
-            elif not self.policy.hold:
-                await self._start(self.policy.rounds)
         except (AlreadyRunningError, DamagedError) as error:
             self._give_up(error)
 
@@ -266,7 +270,7 @@ class Coordinator:
                     self.courier.link_up()
                     self._is_down = False
                     self._claim.linked()
-                    if self._claim.is_made:
+                    if self._led.is_set():
                         self._crew.spawn(self._announce())
                 case LinkDown(why, next_try_s):
                     self.courier.link_down()
@@ -283,7 +287,7 @@ class Coordinator:
         match self.ingress.admit(topic, payload):
             case Frame(place, data):
                 self.courier.arrived(place, data)
-            case Said(_, _, Start() | Stop() as command):
+            case Said(_, _, Start() | Stop() as command) if self._led.is_set():  # else it is for another one
                 self._crew.spawn(self._obey(command))
             case Said(place, _, Status() as status) if place.kind is Kind.COORDINATOR_STATUS:
                 self._rival(status)
@@ -346,6 +350,7 @@ class Coordinator:
 
     async def _offered(self, client: ClientId, offer: Offered) -> None:
         """Repeat what an update was told, or let the run decide."""
+        await self._led.wait()
         update = offer.update
         if update.client != client:
             await self._answer(client, offer, Settled(Reason.NOT_INVITED, "", late=False))
@@ -353,7 +358,7 @@ class Coordinator:
         known = await self._durably(self._ledger.answer, update)
         if known is not None:
             await self._answer(client, offer, known)
-        elif update.run != self._run or self._is_idle:
+        elif update.run != self._run or self.machine.phase is Phase.OVER:
             ours = await self._durably(self._ledger.knows_run, update.run)
             refused = Reason.TOO_LATE if ours else Reason.NOT_INVITED
             await self._answer(client, offer, Settled(refused, "", late=False))
@@ -364,6 +369,7 @@ class Coordinator:
 
     async def _declined(self, client: ClientId, message: Declined) -> None:
         """Let the run go on without a client, and tell it so."""
+        await self._led.wait()
         if message.run == self._run and message.round <= self.machine.number:
             about = {"client": client, "reason": message.reason, "detail": message.detail}
             logger.warning("update.declined", extra=log.facts(**about))
@@ -577,7 +583,8 @@ class Coordinator:
         summary = results.summary(self._run, closed, scores, traffic, took_s)
         event = "round.finished" if closed.committed else "round.abandoned"
         facts = {"event": event, **asdict(summary)}
-        await self._durably(self._record, closed, facts)
+        await self._durably(self.archive.end_round, closed, self.machine.snapshot(), self.model, facts)
+        await self._durably(self.archive.write_out, self.model, closed.number if closed.committed else None)
         self._last = summary if closed.committed else self._last
         self._summaries.append(summary)
         logger.info(event, extra=log.facts(**asdict(summary)))
@@ -588,10 +595,6 @@ class Coordinator:
         await self._discard(*merged, *self._remembered)
         self._remembered = self.model.memory
         self._run_inbox.put_nowait(Evaluated())
-
-    def _record(self, closed: CloseRound, facts: dict[str, object]) -> None:
-        self.archive.end_round(closed, self.machine.snapshot(), self.model, facts)
-        self.archive.write_out(self.model, closed.number if closed.committed else None)
 
     async def _end(self, ended: EndRun) -> None:
         self.outcome = ended

@@ -224,3 +224,26 @@ def test_a_flood_of_junk_is_said_a_few_times_only(lab):
 
     asyncio.run(main())
     assert [one["count"] for one in lab.named("message.refused")] == [1, 2, 4, 8, 16, 32, 64]
+
+
+def test_an_update_that_is_offered_while_its_run_is_being_resumed_is_not_late(lab):
+    async def main():
+        ghost = Ghost(lab, "client-1")
+        async with asyncio.timeout(within(20)), ghost.bus:
+            killed = asyncio.create_task(lab.coordinator(wait_for=1).serve())
+            await ghost.come()
+            task = await ghost.hear(Task)
+            killed.cancel()
+            with suppress(asyncio.CancelledError):
+                await killed
+            again = lab.coordinator(wait_for=1)
+            serving = asyncio.create_task(again.serve())
+            await eventually(lambda: ghost.bus.broker.connected.get("coordinator"))
+            assert not again._led.is_set()
+            await ghost.offer(task)
+            await ghost.hear(Want)
+            again.leave(now=True)
+            await serving
+
+    asyncio.run(main())
+    assert not lab.named("update.refused")
