@@ -52,7 +52,7 @@ class Archive:
         self._state_dir, self._identity, self._store = state_dir, identity, store
         self._previous = transcript.ZEROS
         self._introduced: set[bytes] = set()  # kids whose certificate is in the transcript
-        self._behind = True  # the files lack something that the ledger has, or may
+        self._written: tuple[int, int] | None = None  # lines of metrics and transcript; None: who knows
         if (newest := ledger.newest()) is not None:
             self._follow(newest)
             self._write()
@@ -65,7 +65,7 @@ class Archive:
 
     def begin(self, run: RunId, model: GlobalModel) -> None:
         """Begin a run from the model at hand."""
-        self.run, self._previous = run, transcript.ZEROS
+        self.run, self._previous, self._written = run, transcript.ZEROS, None
         self._introduced.clear()
         terms = self._terms
         with files.said_plainly():
@@ -213,7 +213,7 @@ class Archive:
 
     def _follow(self, run: RunId) -> None:
         """Read where a run's transcript stands."""
-        self.run = run
+        self.run, self._written = run, None
         lines = self.ledger.lines(run)
         self._previous = transcript.digest_of(lines[-1])
         self._introduced = {
@@ -236,19 +236,23 @@ class Archive:
         return transcript.seal(self._identity, self._previous, fact)
 
     def _moved_on(self, line: bytes) -> None:
-        self._previous, self._behind = transcript.digest_of(line), True
+        self._previous = transcript.digest_of(line)
 
     def _write(self) -> None:
-        """Let the files say what the ledger says."""
+        """Let the files say what the ledger says: add what is new, or compare all of it after a failure."""
         assert self.run is not None
-        if self._behind:
-            with files.said_plainly():
-                self.folder.path.mkdir(parents=True, exist_ok=True)
-                registry.follow(
-                    self.folder.metrics, [line.encode() for line in self.ledger.metrics(self.run)]
-                )
-                registry.follow(self.folder.transcript, self.ledger.lines(self.run))
-            self._behind = False
+        known, self._written = self._written, None
+        metrics_known, lines_known = known or (0, 0)
+        metrics, lines = (
+            self.ledger.metrics(self.run, metrics_known),
+            self.ledger.lines(self.run, lines_known),
+        )
+        write = registry.follow if known is None else registry.append
+        with files.said_plainly():
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            write(self.folder.metrics, metrics)
+            write(self.folder.transcript, lines)
+        self._written = metrics_known + len(metrics), lines_known + len(lines)
 
 
 def _spelled(snapshot: Snapshot) -> str:

@@ -199,18 +199,23 @@ class Ledger:
         """Tell whether a run was this coordinator's."""
         return bool(self._database.rows("SELECT 1 FROM run WHERE id = ?", run))
 
-    def lines(self, run: RunId) -> list[bytes]:
-        """List the transcript."""
-        return [
-            text
-            for (text,) in self._database.rows("SELECT text FROM line WHERE run = ? ORDER BY number", run)
-        ]
+    def lines(self, run: RunId, after: int = 0) -> list[bytes]:
+        """List the transcript, but for its first lines."""
+        found = self._database.rows(
+            "SELECT text FROM line WHERE run = ? AND number >= ? ORDER BY number", run, after
+        )
+        return [text for (text,) in found]
 
-    def metrics(self, run: RunId) -> list[str]:
-        """List the lines of a run's metrics: one a round, and one for the whole."""
-        rounds = self._database.rows("SELECT metrics FROM round WHERE run = ? ORDER BY number", run)
-        whole = self._database.rows("SELECT metrics FROM run WHERE id = ? AND metrics IS NOT NULL", run)
-        return [text for (text,) in (*rounds, *whole)]
+    def metrics(self, run: RunId, after: int = 0) -> list[bytes]:
+        """List the lines of a run's metrics, one a round and one for the whole, but for the first ones."""
+        found = self._database.rows(
+            "SELECT metrics FROM (SELECT number, metrics FROM round WHERE run = ?1"
+            " UNION ALL SELECT 1 << 62, metrics FROM run WHERE id = ?1 AND metrics IS NOT NULL)"
+            " ORDER BY number LIMIT -1 OFFSET ?2",
+            run,
+            after,
+        )
+        return [text.encode() for (text,) in found]
 
     # --- updates --------------------------------------------------------------------------------------
 

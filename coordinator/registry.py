@@ -75,6 +75,14 @@ def follow(path: Path, lines: Sequence[bytes]) -> None:
         files.replace(path, data)
 
 
+def append(path: Path, lines: Sequence[bytes]) -> None:
+    """Add lines to a file."""
+    with path.open("ab") as file:
+        file.write(b"".join(line + b"\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def to_safetensors(schema: Schema, model: NDArray[np.float32], about: dict[str, str]) -> bytes:
     """Spell a flat model, float32[d], as named tensors."""
     tensors, at = {}, 0
