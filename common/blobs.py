@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common import files
@@ -57,15 +57,20 @@ class BlobStore:
         return digest
 
     def read(self, digest: str) -> bytes:
-        """Read a whole blob. Raises: NotFoundError."""
+        """Read a whole blob. Raises: NotFoundError, StorageError."""
         try:
             return self._path(digest).read_bytes()
         except FileNotFoundError:
             raise NotFoundError(f"blob {digest} is not in the store") from None
+        except OSError as error:
+            raise files.storage_error(error) from error
 
     def delete(self, digest: str) -> None:
-        """Forget a blob, if it is there."""
-        self._remove(self._path(digest))
+        """Forget a blob, and what has come of it so far. Raises: StorageError."""
+        self._path(digest)
+        with files.said_plainly():
+            for path in [path for path in tuple(self._sizes) if path.name[:64] == digest]:
+                self._remove(path)
 
     def sweep(self, keep: Collection[str], *, parts: bool = True) -> None:
         """Delete every blob but these, and every part if wanted; parts that are being written belong to `keep`."""
@@ -111,7 +116,9 @@ class BlobStore:
         try:
             yield
         except OSError as error:
-            self._remove(path)
+            self._sizes.pop(path, None)
+            with suppress(OSError):  # of a disk that takes nothing
+                self._remove(path)
             raise files.storage_error(error) from error
 
 

@@ -158,6 +158,12 @@ class Courier:
             if download.waiting == 0:
                 await self._drop(key, download)
 
+    def ask_again(self, digest: str) -> None:
+        """Ask for the rest of a blob that is being fetched: its sender offers it anew."""
+        download = self._downloads.get(digest[:DIGEST_DIGITS])
+        if download is not None:
+            self._receive(download, Offered())
+
     def arrived(self, place: Place, payload: bytes) -> None:
         """Take in what came on a chunk topic."""
         download = self._downloads.get(place.digest or "")
@@ -198,7 +204,7 @@ class Courier:
         if upload.data is None:
             try:
                 upload.data = self._store.read(want.digest)
-            except (NotFoundError, OSError):
+            except (NotFoundError, StorageError):
                 return Reason.TRANSFER_FAILED
         have = tuple((first, last) for first, last in want.have)
         gave_up = self._send(upload, Wanted(receiver, have))
@@ -313,6 +319,8 @@ class Courier:
 
     async def _finish(self, download: _Download) -> None:
         async with download.disk:
+            if download.done.done():
+                return  # dropped meanwhile
             try:
                 await asyncio.to_thread(download.part.finish)
             except (TransferError, OSError) as error:

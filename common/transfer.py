@@ -197,8 +197,7 @@ class Receiver:
         if not self._missing:
             yield from self._end()
             return
-        first = max(3 * self._rtt, limits.REPAIR_FIRST_S)
-        self._wait = min(max(first, 2 * self._wait), limits.REPAIR_MAX_S)
+        self._wait = min(max(self._patience(), 2 * self._wait), limits.REPAIR_MAX_S)
         self._asked_at = now
         self._expect(now)
         yield Ask(self.have())
@@ -213,7 +212,7 @@ class Receiver:
             if self._asked_at is not None:
                 self._rtt = now - self._asked_at
                 self._asked_at = None
-            self._wait = max(3 * self._rtt, limits.REPAIR_FIRST_S)
+            self._wait = self._patience()
             self._expect(now)
             yield Keep(chunk.index, chunk.data)
             if not self._missing:
@@ -229,6 +228,9 @@ class Receiver:
             and len(chunk.data) == length(manifest, index)
             and chunk_hash(chunk.data) == manifest.hashes[at : at + limits.CHUNK_HASH_BYTES]
         )
+
+    def _patience(self) -> Seconds:
+        return min(max(3 * self._rtt, limits.REPAIR_FIRST_S), limits.REPAIR_MAX_S)
 
     def _expect(self, now: Seconds) -> None:
         if self._linked:  # jittered upwards only: many receivers of one broadcast must not ask at once

@@ -244,8 +244,8 @@ def coordinator(
             ended = _run(serve(settings, hold=hold, resume=resume, report=shown.show))
     finally:
         shown.end()
-    if ended is not None and not ended.completed and not hold:
-        raise typer.Exit(130 if ended.why == "stopped" else 1)
+    if not hold and (ended is None or not ended.completed):
+        raise typer.Exit(130 if ended is None or ended.why == "stopped" else 1)
 
 
 @app.command()

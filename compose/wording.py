@@ -40,27 +40,35 @@ def score(event: Event, name: str) -> object:
     return event.get(f"local_{name}") if central is None else central
 
 
+NOTES = {
+    "run.gathering": "waiting for clients: {clients} of {needed} are here",
+    "run.resumed": "going on with run {run}; the last round that ended is {round}",
+    "run.left": "run {run} is not over: --resume goes on with it",
+    "round.abandoned": "round {round} came to nothing: {outcome}",
+    "client.exited": "{client} ended with exit code {code}",
+    "client.doubled": "{part}: another process says that it is {client}: stop one of them",
+    "message.refused": "a message on {topic} was refused: {reason}, number {count} ({detail})",
+    "broker.unreachable": "{part}: no broker: {why}; trying again",
+    "storage.refused": "the disk takes nothing: {why}; the run waits",
+    "storage.back": "the disk takes what is written again",
+    "database.damaged": "{part}: a damaged database was moved to {moved_to}, and a new one begun",
+    "outbox.full": "{part}: no room for an update: {error}",
+    "outbox.unwritable": "{part}: the disk takes nothing: {error}",
+}
+
+
 def note(event: Event) -> str | None:
     """Put what an operator should see into words."""
     match event["event"]:
         case "run.started" if not event["central_test"]:
             return "no central test data: loss and accuracy are the clients' own, of the model a round starts from"
-        case "run.gathering":
-            return f"waiting for clients: {event['clients']} of {event['needed']} are here"
         case "client.offline" if event["why"] != "offline":
             return f"{event['client']} is away: {event['why']}"
-        case "client.exited":
-            return f"{event['client']} ended with exit code {event['code']}"
         case "client.refused" | "update.refused" | "update.declined":
             detail = f" ({event['detail']})" if event.get("detail") else ""
             return f"{event['event']}: {event['client']}: {event['reason']}{detail}"
-        case "message.refused":
-            which = f"{event['reason']}, number {event['count']}"
-            return f"a message on {event['topic']} was refused: {which} ({event['detail']})"
-        case "round.abandoned":
-            return f"round {event['round']} came to nothing: {event['outcome']}"
-        case "broker.unreachable":
-            return f"{event.get('part', 'here')}: no broker: {event['why']}; trying again"
+        case str(name) if name in NOTES:
+            return NOTES[name].format(**{"part": "here", **event})
         case _:
             return None
 

@@ -93,11 +93,11 @@ class Archive:
     def take_up(self, unfinished: Unfinished, model: GlobalModel, epoch: int) -> None:
         """Go on with a run that was begun."""
         self._follow(unfinished.run)
+        with files.said_plainly():
+            self.folder.save(model.schema, model.vector, unfinished.number)
         line = self._sealed(transcript.Resumed(epoch=epoch))
         self.ledger.add_line(unfinished.run, line)
         self._moved_on(line)
-        with files.said_plainly():
-            self.folder.save(model.schema, model.vector, unfinished.number)
 
     def leave_unfinished(self) -> None:
         """End the runs that no coordinator ended: what was taken for them counts no more."""
@@ -124,7 +124,8 @@ class Archive:
         return Resumed(
             snapshot,
             tuple(self.ledger.waiting(run)),
-            (*self.ledger.declined(run, since, snapshot.number), *self.ledger.refused(run, snapshot.base)),
+            tuple(self.ledger.refused(run, snapshot.base)),
+            tuple(self.ledger.declined(run, since, snapshot.number)),
             tuple(known.client for known in self.ledger.clients() if known.here),
         )
 

@@ -220,7 +220,7 @@ class BufferMachine:
         self.phase, self.base, self.rounds, self.committed = was.phase, was.base, was.rounds, was.committed
         self.number, self.stopping = was.number, was.stopping
         self.abandoned_in_a_row, self.slowest_s = was.abandoned_in_a_row, was.slowest_s
-        self.last_why, self.here = was.last_why, set(event.here)
+        self.last_why, self.here = was.last_why, self.here | set(event.here)
         self.releases = {release.base: release for release in was.releases}
         self.answers = {base: {} for base in self.releases}
         self._restock(event)
@@ -240,8 +240,8 @@ class BufferMachine:
             self.answers[Digest(offer.update.base)][offer.client] = told
             if key not in event.snapshot.merging:
                 self.shelf.keep(offer, taken=True)
-        self.refusals = dict(event.refused)
-        for client, reason in event.refused:
+        self.refusals = {**dict(event.declined), **dict(event.refused)}
+        for client, reason in self.refusals.items():
             self.answers[event.snapshot.base].setdefault(client, reason)
 
     def _stop(self, event: StopAsked, now: Seconds) -> Effects:
@@ -347,6 +347,8 @@ class BufferMachine:
             yield from self._merge()
         elif self.stopping:
             yield from self._abandon("stopped", now)
+        elif self.overdue and not self.at_work:
+            yield from self._abandon("nobody is left to be asked", now)
 
     def _tick(self, now: Seconds) -> Effects:
         due = self.wake_at()

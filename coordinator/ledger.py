@@ -26,6 +26,8 @@ from coordinator.round import Offered
 from coordinator.transcript import Refusal
 
 REFUSALS_KEPT = 8  # of one client for one base: a flood of different updates must not fill the disk
+REFUSALS_KEPT_IN_RUN = 1000  # of one client
+REVOKED_TOLD = 32  # of one client, whenever it comes
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -42,6 +44,7 @@ CREATE TABLE IF NOT EXISTS offer (
 CREATE UNIQUE INDEX IF NOT EXISTS taken ON offer (run, client, base) WHERE refused IS NULL;
 CREATE INDEX IF NOT EXISTS unmerged ON offer (run) WHERE refused IS NULL AND merged IS NULL;
 CREATE INDEX IF NOT EXISTS needed ON offer (delta) WHERE refused IS NULL AND merged IS NULL;
+CREATE INDEX IF NOT EXISTS revoked ON offer (client) WHERE refused = 'run-over';
 CREATE INDEX IF NOT EXISTS unsaid ON offer (run) WHERE refused IS NOT NULL AND said = 0;
 CREATE TABLE IF NOT EXISTS declined (
   run TEXT NOT NULL, round INTEGER NOT NULL, client TEXT NOT NULL, reason TEXT NOT NULL,
@@ -226,7 +229,7 @@ class Ledger:
             known = self._answer(rows, update)
             if known is not None:
                 return known
-            if settled.refused is None or self._refusals(rows, update) < REFUSALS_KEPT:
+            if settled.refused is None or self._may_add_refusal(rows, update):
                 rows.execute(
                     "INSERT INTO offer (run, client, base, delta, proof, refused, detail, late)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -235,7 +238,7 @@ class Ledger:
                         update.client,
                         update.base,
                         update.delta.digest,
-                        offer.proof,
+                        b"" if settled.refused else offer.proof,
                         settled.refused,
                         settled.detail,
                         settled.late,
@@ -256,6 +259,16 @@ class Ledger:
                 " AND refused IS NULL AND merged IS NULL",
                 (reason, offer.update.run, offer.client, offer.delta),
             )
+
+    def revoked(self, client: ClientId) -> list[Offered]:
+        """List the newest of a client's updates that were revoked."""
+        found = self._database.rows(
+            "SELECT proof FROM offer WHERE client = ? AND refused = ? ORDER BY id DESC LIMIT ?",
+            client,
+            Reason.RUN_OVER,
+            REVOKED_TOLD,
+        )
+        return [_offered(proof) for (proof,) in found]
 
     def decline(self, run: RunId, number: int, client: ClientId, reason: Reason) -> None:
         """Write down that a client's update for a round will not come."""
@@ -332,12 +345,13 @@ class Ledger:
             return Settled(Reason.EQUIVOCATION, "another update from this base came first", late=False)
         return Settled(Reason(refused) if refused else None, detail, bool(late))
 
-    def _refusals(self, rows: Connection, update: Update) -> int:
-        (count,) = rows.execute(
-            "SELECT COUNT(*) FROM offer WHERE run = ? AND client = ? AND base = ? AND refused IS NOT NULL",
-            (update.run, update.client, update.base),
+    def _may_add_refusal(self, rows: Connection, update: Update) -> bool:
+        (of_run, of_base) = rows.execute(
+            "SELECT COUNT(*), COUNT(*) FILTER (WHERE base = ?) FROM offer"
+            " WHERE run = ? AND client = ? AND refused IS NOT NULL",
+            (update.base, update.run, update.client),
         ).fetchone()
-        return int(count)
+        return bool(of_run < REFUSALS_KEPT_IN_RUN and of_base < REFUSALS_KEPT)
 
     # --- clients --------------------------------------------------------------------------------------
 

@@ -57,19 +57,25 @@ class GlobalModel:
         )
         return screened if isinstance(screened, Reason) else None
 
-    def merge(self, counted: Sequence[Counted]) -> bool:
-        """Take updates in, in their order; False where the result is not finite, and then nothing changes."""
+    def forget(self) -> None:
+        """Let a new run begin: the strategy remembers nothing of the last one."""
+        self._memory, self.memory = (), ()
+
+    def merge(self, counted: Sequence[Counted]) -> str:
+        """Take updates in, in their order; say why nothing came of it, and then nothing has changed."""
         deltas = (
             (self._delta(one.update), self.strategy.weigh(one.update), one.staleness) for one in counted
         )
         advanced = strategies.merge(self.strategy, self.vector, deltas, self._memory)
         if advanced is None:
-            return False
+            return "the merged model is not finite"
         vector, memory = advanced
         manifest = self._put(vector)
+        if manifest.digest == self.digest:  # clients train once from a model
+            return "the merged model is the one before"
         self.memory = tuple(self._store.put(compression.encode("none", part)) for part in memory)
         self.vector, self._memory, self.manifest = vector, memory, manifest
-        return True
+        return ""
 
     def _delta(self, update: Update) -> Vector:
         data = self._store.read(update.delta.digest)

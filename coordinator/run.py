@@ -111,7 +111,10 @@ class Resumed:
 
     snapshot: Snapshot
     taken: tuple[Offered, ...]  # and not merged yet, in the order they were taken
-    refused: tuple[tuple[ClientId, Reason], ...]  # in the open round: by us, or by the client itself
+    refused: tuple[tuple[ClientId, Reason], ...]  # whose one update from the base of now was refused
+    declined: tuple[
+        tuple[ClientId, Reason], ...
+    ]  # in the open round, or from its base if there are no rounds
     here: tuple[ClientId, ...]  # when it stopped; who does not come back is declared gone in time
 
 
@@ -346,6 +349,7 @@ class RunMachine:
         self.phase, self.round = Phase.GATHERING, None
         self.base, self.rounds, self.committed = event.base, event.rounds, 0
         self.stopping, self.abandoned_in_a_row, self.first = False, 0, True
+        self.spent.clear()
         self.releases = {event.base: Release(event.base, 0, self.number + 1)}
         yield Remember(self.snapshot())
         yield from self._open_or_gather(now)
@@ -362,7 +366,8 @@ class RunMachine:
             was.last_why,
         )
         self.releases = {release.base: release for release in was.releases}
-        self.here = set(event.here)
+        self.here |= set(event.here)
+        self.spent = dict(event.refused)
         if was.phase is Phase.ROUND:
             yield from self._reopen(event, now)
         else:
@@ -385,12 +390,15 @@ class RunMachine:
         for client in was.cohort:
             if client not in self.here:
                 round_.standing[client] = Standing.AWAY
-        for client, reason in event.refused:
-            round_.standing[client], round_.refusals[client] = Standing.REFUSED, reason
+        for client, reason in (*event.declined, *event.refused):
+            if client in was.cohort:
+                round_.standing[client], round_.refusals[client] = Standing.REFUSED, reason
         for key, offer in taken.items():
-            if offer.update.base == was.base and offer.client in was.cohort:
-                round_.standing[offer.client], round_.offers[offer.client] = Standing.TAKEN, offer
-            elif key not in was.merging:
+            of_round = offer.update.base == was.base and offer.client in was.cohort
+            if key in was.merging or (of_round and not was.merging):
+                if of_round:
+                    round_.standing[offer.client], round_.offers[offer.client] = Standing.TAKEN, offer
+            else:  # it came when the merge had begun
                 self.shelf.keep(offer, taken=True)
         self.round = round_
         yield OpenRound(self.number, was.base, was.cohort, was.policy.deadline_s)
@@ -586,10 +594,15 @@ class RunMachine:
             yield Judge(offer, Reason.TOO_STALE if offer.update.round < oldest else Reason.WRONG_BASE)
         elif offer.client not in release.asked:
             yield Judge(offer, Reason.NOT_INVITED)
-        elif self.policy.late is Late.REFUSE or not self._will_merge():
+        elif not self._will_merge() or (self.policy.late is Late.REFUSE and not self._is_fresh(offer)):
             yield Judge(offer, Reason.TOO_LATE)
         else:
             yield from self.shelf.offer(offer)
+
+    def _is_fresh(self, offer: Offered) -> bool:
+        """Tell whether an update starts from the model that the next try starts from."""
+        merging = self.round is not None and self.round.phase is RoundPhase.MERGING
+        return offer.update.base == self.base and not merging
 
     def _will_merge(self) -> bool:
         """Tell whether another merge is to come in this run."""

@@ -8,6 +8,7 @@ the next event is heard. While the disk takes nothing, the run waits.
 
 import asyncio
 import base64
+import dataclasses
 import logging
 import secrets
 import time
@@ -154,12 +155,14 @@ class Coordinator:
         self._claim = Claim(self.notices, self.voice, self._ledger)
         self._run = RunId("none")
         self._served: set[Digest] = set()
+        self._blobs = asyncio.Lock()  # one of settling an update and deleting a blob at a time
         self._coming: dict[
             tuple[ClientId, Digest], asyncio.Task[None]
         ] = {}  # updates, offered and not settled
         self._is_down = False
         self._leaving = False
         self._starting = False  # a run that the machine has not heard of yet
+        self._ending = False  # a run that is over, and not recorded as such yet
         self._problem: FedmqError | None = None
         self._bytes_in = 0
         self._run_began, self._run_traffic = 0.0, Traffic()
@@ -176,7 +179,7 @@ class Coordinator:
         self._crew = Crew()
 
     async def serve(self) -> EndRun | None:
-        """Run until the run is over (on hold: until `leave`); returns how the last run ended.
+        """Run until the run is over (on hold: until `leave`); returns how the last run ended, if one did.
 
         Raises: AlreadyRunningError where another coordinator of the federation is here, or replaces us.
         """
@@ -196,12 +199,15 @@ class Coordinator:
         return self.outcome
 
     def leave(self, *, now: bool) -> None:
-        """End the service: after the open round, or at once."""
+        """End the service: with its run after the open round, or at once, and the run can be resumed."""
         self._leaving = True
         if self._is_idle:
             self._over.set()
+        elif now:
+            self._log("run.left", run=self._run, round=self.machine.number)
+            self._over.set()
         else:
-            self._run_inbox.put_nowait(StopAsked(now))
+            self._run_inbox.put_nowait(StopAsked())
 
     async def _lead(self) -> None:
         """Make sure that nobody else coordinates, then go on with the run that was begun, or begin one."""
@@ -259,7 +265,7 @@ class Coordinator:
 
     @property
     def _is_idle(self) -> bool:
-        return self.machine.phase in {Phase.IDLE, Phase.OVER}
+        return self.machine.phase in {Phase.IDLE, Phase.OVER} and not self._ending
 
     # --- what comes in ----------------------------------------------------------------------------
 
@@ -325,13 +331,13 @@ class Coordinator:
                 self._crew.spawn(self._offered(client, Offered(message, data)))
             case Declined():
                 self._crew.spawn(self._declined(client, message))
-            case Want():
+            case Want() if self._served:  # else a run is being resumed, and it is asked again
                 refused = self.courier.wanted(client, message)
                 if refused:
                     self._crew.spawn(self._tell(client, Unavailable(digest=message.digest, reason=refused)))
             case Done(digest=digest):
                 self.courier.finished(client, digest)
-            case Unavailable(digest=digest, reason=reason) if self.machine.awaits(client, digest):
+            case Unavailable(digest=digest, reason=reason) if (client, digest) in self._coming:
                 self.courier.unavailable(digest, reason)
             case _:
                 pass
@@ -362,8 +368,6 @@ class Coordinator:
             ours = await self._durably(self._ledger.knows_run, update.run)
             refused = Reason.TOO_LATE if ours else Reason.NOT_INVITED
             await self._answer(client, offer, Settled(refused, "", late=False))
-        elif unfit := self.model.refuse_offer(update, self.policy.codec):
-            await self._settle(Judge(offer, unfit))
         else:
             self._run_inbox.put_nowait(offer)
 
@@ -411,9 +415,11 @@ class Coordinator:
 
     async def _note_presence(self, client: ClientId, boot: Boot, *, here: bool) -> None:
         self._crew.spawn(self._show_round())
+        if here:
+            self._crew.spawn(self._remind(client))
         await self._durably(self._ledger.present, client, boot, here)
 
-    def _perform(  # noqa: C901 - one branch an effect
+    def _perform(  # noqa: C901, PLR0912 - one branch an effect
         self, effect: RunEffect
     ) -> Coroutine[None, None, None] | None:
         """Do what is decided; what is returned is waited for before the next effect."""
@@ -437,8 +443,11 @@ class Coordinator:
                 if task is not None:
                     self._crew.spawn(self._tell(client, task))
             case Fetch(offer):
-                before = self._coming.get((offer.client, offer.delta))
-                self._coming[offer.client, offer.delta] = self._crew.spawn(self._fetch(offer, before))
+                coming = self._coming.get((offer.client, offer.delta))
+                if coming is None or coming.done():
+                    self._coming[offer.client, offer.delta] = self._crew.spawn(self._fetch(offer))
+                else:
+                    self.courier.ask_again(offer.delta)
             case Forgo(client):
                 self._forgo(client)
                 self._crew.spawn(self._tell(client, Cancel(run=self._run, round=self.machine.number)))
@@ -447,13 +456,19 @@ class Coordinator:
             case CloseRound():
                 self._crew.spawn(self._conclude(effect))
             case EndRun():
+                self._ending = True
                 self._crew.spawn(self._end(effect))
         return None
 
     def _forgo(self, client: ClientId) -> None:
         """Fetch nothing more from a client: the round goes on without it, and it may never send the rest."""
         for key in [key for key in self._coming if key[0] == client]:
-            self._coming.pop(key).cancel()
+            self._crew.spawn(self._let_go(self._coming.pop(key), key[1]))
+
+    async def _let_go(self, fetching: asyncio.Task[None], digest: Digest) -> None:
+        fetching.cancel()
+        await asyncio.wait((fetching,))
+        await self._discard(digest)
 
     def _serve_model(self, asked: tuple[ClientId, ...]) -> None:
         """Let the cohort fetch the model of now, and of the older ones those that somebody works from."""
@@ -469,6 +484,7 @@ class Coordinator:
         self._starting = True
         self._run = RunId(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
         self._run_began, self._run_traffic, self._last = time.monotonic(), self._traffic(), None
+        self.model.forget()
         await self._durably(self.archive.begin, self._run, self.model)
         await self._durably(self.archive.write_out, self.model, None)
         self._log("run.started", run=self._run, rounds=rounds, central_test=self.evaluate is not None)
@@ -486,7 +502,9 @@ class Coordinator:
         self._last = self._summaries[-1] if self._summaries else None
         self._log("run.resumed", run=self._run, round=unfinished.number)
         if unfinished.snapshot:
-            self._run_inbox.put_nowait(await self._durably(self.archive.resumed, unfinished))
+            resumed = await self._durably(self.archive.resumed, unfinished)
+            here = tuple(client for client in resumed.here if self.clients.may_take_part(client))
+            self._run_inbox.put_nowait(dataclasses.replace(resumed, here=here))
         else:
             self._run_inbox.put_nowait(Started(self.model.digest, self.policy.rounds))
         self._starting = False
@@ -506,22 +524,23 @@ class Coordinator:
             answer_within_s=max(1.0, due - time.monotonic()),
         )
 
-    async def _fetch(self, offer: Offered, before: asyncio.Task[None] | None) -> None:
+    async def _fetch(self, offer: Offered) -> None:
         """Have an update's blob, and look at it. What cannot be had or kept now is offered again."""
-        if before is not None:
-            await asyncio.wait((before,))
 
         async def want(message: Want) -> None:
             await self._tell(offer.client, message)
 
         try:
-            await self.courier.fetch(offer.update.delta, want=want)
-            problem = await in_background(self.model.screen, offer.update)
+            problem = self.model.refuse_offer(offer.update, self.policy.codec)
+            if problem is None:
+                await self.courier.fetch(offer.update.delta, want=want)
+                problem = await in_background(self.model.screen, offer.update)
         except (FedmqError, OSError) as error:
             why = {"client": offer.client, "why": str(error)}
             logger.warning("update.unfetched", extra=log.facts(**why))
             if not isinstance(error, TransferError):  # ours: no room, no disk
                 self._report({"event": "update.unfetched", **why})
+            self._coming.pop((offer.client, offer.delta), None)
             self._run_inbox.put_nowait(Unfetched(offer.client, offer.delta))
             return
         self._run_inbox.put_nowait(Received(offer.client, offer.delta, problem))
@@ -530,8 +549,9 @@ class Coordinator:
         """Write a verdict down, then tell it; what stands already stands."""
         offer = judged.offer
         settled = Settled(judged.refused, judged.detail, judged.late)
-        stands = await self._durably(self._ledger.settle, offer, settled)
-        self._coming.pop((offer.client, offer.delta), None)
+        async with self._blobs:
+            stands = await self._durably(self._ledger.settle, offer, settled)
+            self._coming.pop((offer.client, offer.delta), None)
         if stands.refused:
             self._crew.spawn(self._discard(offer.delta))
         self._crew.spawn(self._answer(offer.client, offer, stands))
@@ -541,6 +561,11 @@ class Coordinator:
         await self._durably(self._ledger.revoke, offer, revoked.reason)
         self._crew.spawn(self._discard(offer.delta))
         self._crew.spawn(self._answer(offer.client, offer, Settled(revoked.reason, "", late=False)))
+
+    async def _remind(self, client: ClientId) -> None:
+        """Tell a client again which of its updates count no more: it may have been away when that was said."""
+        for offer in await self._durably(self._ledger.revoked, client):
+            await self._tell(client, _verdict(offer, Settled(Reason.RUN_OVER, "", late=False)))
 
     async def _answer(self, client: ClientId, offer: Offered, settled: Settled) -> None:
         if settled.refused:
@@ -553,25 +578,22 @@ class Coordinator:
     async def _discard(self, *digests: Digest) -> None:
         """Delete blobs that no update needs: another client's may be the same bytes."""
         for digest in digests:
-            needed = await self._durably(self._ledger.needs, digest)
-            coming = any(delta == digest for _, delta in self._coming)
-            ours = {self.model.digest, *self.model.memory, *self._served}
-            if not needed and not coming and digest not in ours:
-                self.store.delete(digest)
+            async with self._blobs:
+                needed = await self._durably(self._ledger.needs, digest)
+                coming = any(delta == digest for _, delta in self._coming)
+                ours = {self.model.digest, *self.model.memory, *self._served}
+                if not needed and not coming and digest not in ours:
+                    with suppress(StorageError):  # the next start sweeps
+                        self.store.delete(digest)
 
     async def _merge(self, updates: tuple[Counted, ...]) -> None:
         try:
-            merged = await self._durably(self.model.merge, updates)
+            problem = await self._durably(self.model.merge, updates)
         except Exception as error:  # whatever a strategy of someone's own raises: the model stays
             logger.exception("merge.failed")
             self._run_inbox.put_nowait(MergeFailed(f"{type(error).__name__}: {error}"))
             return
-        if not merged:
-            self._run_inbox.put_nowait(MergeFailed("the merged model is not finite"))
-        elif self.model.digest == self.machine.base:  # clients train once from a model
-            self._run_inbox.put_nowait(MergeFailed("the merged model is the one before"))
-        else:
-            self._run_inbox.put_nowait(Merged(self.model.digest))
+        self._run_inbox.put_nowait(MergeFailed(problem) if problem else Merged(self.model.digest))
 
     async def _conclude(self, closed: CloseRound) -> None:
         """Evaluate a round's model and record the round, on disk first."""
@@ -619,6 +641,7 @@ class Coordinator:
         await self._show_round()
         logger.info("run.finished", extra=log.facts(rounds=ended.rounds, why=ended.why))
         self._report(facts)
+        self._ending = False
         if self._leaving or not self.policy.hold:
             self._over.set()
 

@@ -142,7 +142,7 @@ class Client:
         """Make a session of what an earlier start left."""
         if aside := self.outbox.moved_aside:
             logger.error("database.damaged", extra=log.facts(moved_to=str(aside)))
-            self.report({"event": "database.damaged", "path": str(aside)})
+            self.report({"event": "database.damaged", "moved_to": str(aside)})
         found = self.custody.restore()
         for one in found.lost:
             self._judged(verdict_of(one))

@@ -83,6 +83,12 @@ async def first_of(serving, shell):
     return serving.done()
 
 
+async def held(coordinator):
+    """Let a coordinator stay when its run is over: who is late is answered too."""
+    await eventually(lambda: coordinator.machine.phase is not Phase.IDLE)
+    coordinator.policy = replace(coordinator.policy, hold=True)
+
+
 async def coordinate(lab, effects, trainers, **options):
     """Run a federation whose coordinator is killed after so many effects; tell whether its run went on after it."""
     async with asyncio.timeout(within(60)):
@@ -99,8 +105,7 @@ async def coordinate(lab, effects, trainers, **options):
                 return coordinator.model.digest, False
             again = lab.coordinator(**options)
             serving = asyncio.create_task(again.serve())
-            await eventually(lambda: again.machine.phase is not Phase.IDLE)
-            again.policy = replace(again.policy, hold=True)  # who is late after the run is answered too
+            await held(again)
             await eventually(lambda: lab.named("run.finished"))
             await eventually(lambda: not any(client.session.pending for client in clients))
             again.leave(now=True)
@@ -160,19 +165,22 @@ def test_a_buffered_run_that_is_killed_after_any_effect_loses_nothing(tmp_path):
 def test_a_client_that_is_killed_after_any_effect_does_not_change_the_model(tmp_path):
     async def play(lab, effects):
         async with asyncio.timeout(within(60)):
-            steady = [lab.client(name, Own(name)) for name in CLIENTS[1:]]
-            async with served(*steady):
+            clients = [lab.client(name, Own(name)) for name in CLIENTS[1:]]
+            async with served(*clients):
                 coordinator = lab.coordinator(rounds=2, wait_for=3, quorum_share=1.0)
                 coordinating = asyncio.create_task(coordinator.serve())
+                await held(coordinator)
                 mortal = lab.client(CLIENTS[0], Own(CLIENTS[0]), kind=MortalClient)
                 mortal.effects_left = effects
                 serving = asyncio.create_task(mortal.serve())
-                stuck = asyncio.create_task(mortal.stuck.wait())
-                await asyncio.wait((coordinating, stuck), return_when=asyncio.FIRST_COMPLETED)
-                stuck.cancel()
+                await eventually(lambda: mortal.stuck.is_set() or lab.named("run.finished"))
                 was_stuck = mortal.stuck.is_set()
                 await killed(mortal, serving)
-                async with served(lab.client(CLIENTS[0], Own(CLIENTS[0]))):
+                clients.append(lab.client(CLIENTS[0], Own(CLIENTS[0])))
+                async with served(clients[-1]):
+                    await eventually(lambda: lab.named("run.finished"))
+                    await eventually(lambda: not any(client.session.pending for client in clients))
+                    coordinator.leave(now=True)
                     await coordinating
                     return coordinator.model.digest, was_stuck
 

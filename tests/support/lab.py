@@ -17,6 +17,7 @@ from common.parts import Parts
 from common.tensors import Schema
 from common.topics import Topics
 from common.voice import Voice
+from compose import wording
 from coordinator import strategies
 from coordinator.archive import Archive, Terms
 from coordinator.ledger import Ledger
@@ -90,7 +91,7 @@ class Lab:
             archive,
             model=model,
             evaluate=None,
-            report=self.events.append,
+            report=self.report,
             unfinished=unfinished,
         )
 
@@ -103,8 +104,12 @@ class Lab:
             ours,
             trainer=trainer or NoopTrainer(SCHEMA),
             outbox=Outbox(self.databases[-1], bytes_max=1 << 20, age_s_max=3600),
-            report=lambda _: None,
+            report=wording.note,
         )
+
+    def report(self, event):
+        wording.note(event)  # whatever happens can be put into words
+        self.events.append(event)
 
     def close(self):
         """Close what was opened on disk."""

@@ -103,7 +103,7 @@ def resumed(
     """Restart from what was remembered, through what is on disk."""
     was = msgspec.json.decode(msgspec.json.encode(machine.snapshot()), type=Snapshot)
     again = BufferMachine(machine.policy, machine.buffer)
-    event = Resumed(was, taken, refused, tuple(ClientId(client) for client in here))
+    event = Resumed(was, taken, refused, (), tuple(ClientId(client) for client in here))
     return again, said(again.handle(event, at))
 
 
@@ -129,7 +129,7 @@ def test_a_run_with_its_clients_here_starts_at_once_and_only_once():
     machine.handle(ClientCame(A), 0)
     assert said(machine.handle(Started(BASE, 1), 0))[-1] == Assign(A)
     assert machine.handle(Started(BASE, 1), 0) == ()
-    assert resumed(machine)[0].handle(Resumed(machine.snapshot(), (), (), ()), 0) == ()
+    assert resumed(machine)[0].handle(Resumed(machine.snapshot(), (), (), (), ()), 0) == ()
 
 
 def test_who_comes_later_is_remembered_and_asked():
@@ -524,6 +524,16 @@ def test_a_stop_at_once_gives_up_all_but_a_merge_that_is_under_way():
 # --- restarts -------------------------------------------------------------------------------------
 
 
+def test_a_round_that_nobody_is_left_to_fill_is_abandoned_at_its_deadline():
+    machine = machine_of("ab", size=5, least=2, first_deadline_s=30)
+    assert deliver(machine, made("a"))
+    refused = made("b")
+    machine.handle(refused, 2)
+    machine.handle(got(refused, Reason.NOT_FINITE), 2)
+    (closed,) = said(machine.handle(Tick(), 30))
+    assert (closed.committed, closed.why) == (False, "nobody is left to be asked")
+
+
 def test_a_restart_asks_who_has_not_answered_and_nobody_else():
     machine = machine_of(size=9)
     deliver(machine, made("a"))
@@ -745,8 +755,14 @@ class Weather(RuleBasedStateMachine):
         self.merge, self.closes = None, False
         self.versions = was.committed
         refused = {c: j.refused for (c, b, _), j in self.answers.items() if b == was.base and j.refused}
-        refused |= {c: reason for (c, b), reason in self.declined.items() if b == was.base}
-        event = Resumed(was, tuple(self.waiting.values()), tuple(refused.items()), tuple(sorted(self.here)))
+        declined = {c: reason for (c, b), reason in self.declined.items() if b == was.base}
+        event = Resumed(
+            was,
+            tuple(self.waiting.values()),
+            tuple(refused.items()),
+            tuple(declined.items()),
+            tuple(sorted(self.here)),
+        )
         effects = self.tell(event)
         if was.merging:
             (merge,) = [effect for effect in effects if isinstance(effect, Merge)]

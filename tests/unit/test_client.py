@@ -438,7 +438,7 @@ def test_a_damaged_outbox_is_said_and_the_client_goes_on_with_a_new_one(lab):
 
     play(story)
     (damaged,) = lab.named("database.damaged")
-    assert damaged["path"].startswith(str(lab.directory / FILE))
+    assert damaged["moved_to"].startswith(str(lab.directory / FILE))
 
 
 class Failing(Outbox):

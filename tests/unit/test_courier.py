@@ -174,6 +174,41 @@ def test_a_cancelled_fetch_goes_on_from_its_part_and_listens_no_more_meanwhile(r
     run(test)
 
 
+def test_a_fetch_that_is_cancelled_as_its_last_chunk_comes_leaves_a_whole_part(run):
+    async def test(coordinator, client):
+        fetching = asyncio.create_task(client.courier.fetch(MANIFEST, want=recorded(client, coordinator)))
+        await eventually(lambda: client.wants)
+        (download,) = client.courier._downloads.values()
+        async with download.disk:  # a sync is under way
+            for index in range(MANIFEST.chunks):
+                cut = chunks.cut(BLOB, MANIFEST, index)
+                framed = chunks.frame(MANIFEST.digest, index, MANIFEST.chunks, cut)
+                client.courier.arrived(topics.parse(FRAMES), framed)
+            await asyncio.sleep(0)
+            fetching.cancel()
+            await eventually(lambda: not client.courier._downloads)
+        await asyncio.wait([fetching])
+        client.wants.clear()
+        await client.courier.fetch(MANIFEST, want=recorded(client, coordinator))
+        assert client.wants == []
+        assert client.store.read(MANIFEST.digest) == BLOB
+
+    run(test)
+
+
+def test_who_is_asked_again_sends_the_rest(run):
+    async def test(coordinator, client):
+        fetching = asyncio.create_task(client.courier.fetch(MANIFEST, want=recorded(client, coordinator)))
+        await eventually(lambda: client.wants)  # nothing is on offer: it waits
+        coordinator.courier.offer(MANIFEST, expected=[A])
+        client.courier.ask_again(MANIFEST.digest)
+        client.courier.ask_again("0" * 64)
+        await fetching
+        assert len(client.wants) == 2
+
+    run(test)
+
+
 def test_a_fetch_goes_on_when_the_link_is_back(run):
     async def test(coordinator, client):
         coordinator.courier.offer(MANIFEST, expected=[A])

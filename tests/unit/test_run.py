@@ -18,6 +18,7 @@ from coordinator.round import (
     Judge,
     Merge,
     Merged,
+    MergeFailed,
     Offered,
     Received,
 )
@@ -345,10 +346,11 @@ def test_what_was_taken_and_never_merged_is_revoked_at_the_end():
     )
 
 
-def resumed(machine: Run, *taken: Offered, refused=()) -> tuple[Run, tuple[object, ...]]:
+def resumed(machine: Run, *taken: Offered, refused=(), declined=()) -> tuple[Run, tuple[object, ...]]:
     """The same run in another process: what was written down, and the updates that were taken."""
     again = Run(machine.policy)
-    return again, again.handle(Resumed(machine.snapshot(), taken, refused, tuple(sorted(machine.here))), 100)
+    event = Resumed(machine.snapshot(), taken, refused, declined, tuple(sorted(machine.here)))
+    return again, again.handle(event, 100)
 
 
 def test_a_resumed_round_asks_only_those_whose_answer_is_not_known():
@@ -368,6 +370,61 @@ def test_a_resumed_merge_takes_the_same_updates_though_another_one_came():
     assert effects == (OpenRound(1, BASE, (A, B), 30), Merge((Counted(update("a")),)))
     again.handle(Merged(model(1)), 101)
     assert again.base == model(1)
+
+
+def test_what_came_late_while_a_merge_was_under_way_counts_in_the_next_round_of_a_resumed_run():
+    machine = run_of(quorum_share=0.5, first_deadline_s=30)
+    answer(machine, "a", 2)
+    machine.handle(Tick(), 30)
+    late = update("b")
+    machine.handle(Offered(late), 31)
+    (judged,) = machine.handle(Received(B, late.delta.digest), 31)
+    assert judged.late
+    again, _ = resumed(machine, Offered(update("a")), Offered(late))
+    again.handle(Merged(model(1)), 101)
+    again.handle(Evaluated(), 102)
+    answer(again, "a", 103)
+    (merge,) = [effect for effect in answer(again, "b", 104) if isinstance(effect, Merge)]
+    assert [(one.update.base, one.staleness) for one in merge.updates if one.update.client == "b"] == [
+        (BASE, 1),
+        (model(1), 0),
+    ]
+
+
+def test_who_was_refused_before_a_restart_is_asked_for_nothing_more_from_that_model():
+    machine = run_of(quorum_share=1, first_deadline_s=30)
+    offer = Offered(update("a"))
+    machine.handle(offer, 1)
+    machine.handle(Received(A, offer.delta, Reason.NOT_FINITE), 2)
+    again, effects = resumed(machine, refused=((A, Reason.NOT_FINITE),))
+    assert effects == (OpenRound(1, BASE, (A, B), 30), Assign(B))
+    again.handle(Tick(), 130)
+    opened = again.handle(Evaluated(), 131)
+    assert [effect for effect in opened if isinstance(effect, Assign)] == [Assign(B)]
+
+
+def test_who_declined_before_a_restart_is_asked_in_the_next_try():
+    machine = run_of(quorum_share=1, first_deadline_s=30)
+    machine.handle(ClientDeclined(A, 1, Reason.TRAINING_FAILED), 1)
+    again, effects = resumed(machine, declined=((A, Reason.TRAINING_FAILED),))
+    assert effects == (OpenRound(1, BASE, (A, B), 30), Assign(B))
+    again.handle(Tick(), 130)
+    opened = again.handle(Evaluated(), 131)
+    assert [effect for effect in opened if isinstance(effect, Assign)] == [Assign(A), Assign(B)]
+
+
+def test_a_second_run_asks_who_was_refused_in_the_first():
+    machine = run_of(rounds=1, quorum_share=0.5, first_deadline_s=30)
+    offer = Offered(update("a"))
+    machine.handle(offer, 1)
+    machine.handle(Received(A, offer.delta, Reason.NOT_FINITE), 2)
+    answer(machine, "b", 3)
+    machine.handle(MergeFailed("broken"), 3)
+    machine.handle(StopAsked(now=True), 4)
+    machine.handle(Evaluated(), 5)
+    assert machine.phase is Phase.OVER
+    effects = machine.handle(Started(BASE, 1), 6)
+    assert [effect for effect in effects if isinstance(effect, Assign)] == [Assign(A), Assign(B)]
 
 
 def test_a_run_that_stopped_between_rounds_goes_on_with_the_next():

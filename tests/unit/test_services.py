@@ -1,7 +1,9 @@
 """Both shells with their machines in one process, over a bus in memory: a run from the first task to its end."""
 
 import asyncio
+import dataclasses
 import json
+import threading
 from contextlib import suppress
 
 import pytest
@@ -13,7 +15,18 @@ from common.errors import ConfigError
 from common.identity import Role
 from common.ids import ClientId
 from common.ingress import Said
-from common.messages import Cancel, Info, Presence, Reason, Task, Update, Verdict, Want
+from common.messages import (
+    Cancel,
+    Info,
+    Presence,
+    Reason,
+    Start,
+    Stop,
+    Task,
+    Update,
+    Verdict,
+    Want,
+)
 from common.tensors import Schema
 from common.topics import Kind
 from edge_client.trainer import DivergedError
@@ -247,3 +260,68 @@ def test_an_update_that_is_offered_while_its_run_is_being_resumed_is_not_late(la
 
     asyncio.run(main())
     assert not lab.named("update.refused")
+
+
+def test_a_coordinator_that_is_told_to_leave_at_once_leaves_a_run_that_goes_on(lab):
+    async def main():
+        async with asyncio.timeout(within(20)), served(lab.client("client-1")):
+            leaving = lab.coordinator(rounds=3, wait_for=2)
+            serving = asyncio.create_task(leaving.serve())
+            await eventually(lambda: lab.named("client.online"))
+            leaving.leave(now=True)
+            assert await serving is None
+            async with served(lab.client("client-2")):
+                return await lab.coordinator(rounds=3, wait_for=2).serve()
+
+    assert asyncio.run(main()).completed
+    (left,), (resumed,), (started,) = (
+        lab.named("run.left"),
+        lab.named("run.resumed"),
+        lab.named("run.started"),
+    )
+    assert left["run"] == resumed["run"] == started["run"]
+
+
+def test_a_run_is_not_begun_before_the_last_one_is_recorded_as_over(lab):
+    async def main():
+        async with asyncio.timeout(within(20)), served(lab.client("client-1")):
+            coordinator = lab.coordinator(rounds=1, wait_for=1)
+            finish, recording, go_on = coordinator.archive.finish, threading.Event(), threading.Event()
+
+            def slowly(*arguments):
+                recording.set()
+                go_on.wait()
+                finish(*arguments)
+
+            coordinator.archive.finish = slowly
+            serving = asyncio.create_task(coordinator.serve())
+            await eventually(recording.is_set)
+            await coordinator._obey(Start(command="early"))
+            go_on.set()
+            return await serving
+
+    assert asyncio.run(main()).completed
+    assert len(lab.named("run.started")) == len(lab.named("run.finished")) == 1
+
+
+def test_a_client_that_was_away_is_told_when_it_is_back_that_its_update_counts_no_more(lab):
+    async def main():
+        ghost, client = Ghost(lab, "client-2"), lab.client("client-1")
+        async with asyncio.timeout(within(20)), ghost.bus:
+            coordinator = lab.coordinator(rounds=1, wait_for=2, quorum_share=1.0)
+            serving = asyncio.create_task(coordinator.serve())
+            await ghost.come()
+            async with served(client):
+                await eventually(lambda: client.session.judged)
+            assert [one.refused for one in client.session.judged.values()] == [None]
+            coordinator.policy = dataclasses.replace(coordinator.policy, hold=True)
+            await coordinator._obey(Stop(command="stop", now=True))
+            await eventually(lambda: lab.named("run.finished"))
+            again = lab.client("client-1")
+            async with served(again):
+                await eventually(lambda: any(one.refused for one in again.session.judged.values()))
+            assert [one.refused for one in again.session.judged.values()] == [Reason.RUN_OVER]
+            coordinator.leave(now=True)
+            await serving
+
+    asyncio.run(main())

@@ -129,6 +129,11 @@ def test_a_long_way_is_given_time(asking):
     assert asking.wake_at() == 7 + 3 * 2
 
 
+def test_no_way_is_so_long_that_silence_goes_unnoticed(asking):
+    asking.handle(ChunkCame(chunk(0)), 1000)
+    assert asking.wake_at() == 1000 + limits.REPAIR_MAX_S
+
+
 def test_nothing_is_asked_while_the_link_is_down_and_at_once_when_it_is_back(asking):
     assert asking.handle(LinkLost(), 1) == ()
     assert asking.wake_at() is None
@@ -507,7 +512,7 @@ class Federation(RuleBasedStateMachine):
         self.the_sender_is_back()
         for name in (A, B, C):
             self.a_receiver_is_back(name)
-        for _ in range(200):
+        for _ in range(4 * int(limits.REPAIR_MAX_S)):
             for name, have in self.wants:
                 if have == "gave up":
                     self.sender = Sender(MANIFEST)

@@ -74,6 +74,21 @@ def test_what_goes_well_is_not_remarked_upon(event):
     assert wording.note({"event": event}) is None
 
 
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        ({"event": "storage.refused", "why": "full"}, "the disk takes nothing: full; the run waits"),
+        ({"event": "run.left", "run": "r"}, "run r is not over: --resume goes on with it"),
+        ({"event": "outbox.full", "part": "client-1", "error": "e"}, "client-1: no room for an update: e"),
+        ({"event": "broker.unreachable", "why": "refused"}, "here: no broker: refused; trying again"),
+        ({"event": "client.offline", "client": "a", "why": "silent"}, "a is away: silent"),
+        ({"event": "client.offline", "client": "a", "why": "offline"}, None),
+    ],
+)
+def test_what_an_operator_should_see_is_put_into_words(event, words):
+    assert wording.note(event) == words
+
+
 def test_a_failure_says_why_and_what_to_do(tmp_path):
     said = wording.complaint({"part": "broker", "error": "port taken", "advice": "choose another"}, tmp_path)
     assert said.splitlines() == ["error: broker: port taken", "choose another", f"logs: {tmp_path / 'logs'}"]
