@@ -1,29 +1,27 @@
 """Blobs on disk by their content: whole ones, and parts that survive a restart.
 
-    <directory>/blobs/<sha256>                       whole and checked
-    <directory>/parts/<sha256>.<chunk bytes>         some chunks, each in its place
-    <directory>/parts/<sha256>.<chunk bytes>.have    a bit per chunk that is surely in it
+    <directory>/blobs/<sha256>                   whole and checked
+    <directory>/parts/<sha256>.<chunk bytes>     some chunks, each in its place
 
-Laws: 1. A file below `blobs` is what its name says. 2. A bit is written after its chunk is safely on disk: a
-crash may forget chunks, never invent them. 3. What is written is within the quota before it is begun.
+Laws: 1. A file below `blobs` is what its name says. 2. Which chunks a part has is read off the part itself, by the
+manifest's hashes: a kill forgets none, and no crash can invent one. 3. What is written is within the quota before it
+is begun.
 Not here: what to keep (the services), where chunks come from (courier).
 """
 
 import hashlib
 import os
 import re
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common import files
+from common.chunks import chunk_hash, length
 from common.errors import NotFoundError, StorageFullError, TransferError
 from common.ids import DIGEST, Digest, sha256
-from common.limits import PART_CHUNKS_UNSYNCED_MAX, PART_UNSYNCED_S
+from common.limits import CHUNK_HASH_BYTES
 from common.messages import Manifest
-
-_BITS_SUFFIX = ".have"
 
 
 class BlobStore:
@@ -35,7 +33,7 @@ class BlobStore:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._bytes_max = bytes_max
         found = (path for folder in (self._blobs, self._parts) for path in folder.iterdir())
-        self._sizes = {path: path.stat().st_size for path in found if path.suffix != _BITS_SUFFIX}
+        self._sizes = {path: path.stat().st_size for path in found}
 
     @property
     def bytes_used(self) -> int:
@@ -108,7 +106,6 @@ class BlobStore:
 
     def _remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
-        path.with_name(f"{path.name}{_BITS_SUFFIX}").unlink(missing_ok=True)
         self._sizes.pop(path, None)
 
     @contextmanager
@@ -127,21 +124,19 @@ class Part:
 
     def __init__(self, store: BlobStore, manifest: Manifest, path: Path) -> None:
         self._store, self._manifest, self._path = store, manifest, path
-        self._bits_path = path.with_name(f"{path.name}{_BITS_SUFFIX}")
-        self._bits = self._read_bits()
-        self._unsynced = 0
-        self._synced_at = time.monotonic()
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def have(self) -> tuple[int, ...]:
-        """List the chunks that are here."""
-        return tuple(i for i in range(self._manifest.chunks) if self._bits[i >> 3] >> (i & 7) & 1)
+        """List the chunks that are here: every one is read and hashed, so in a thread. Raises: StorageError."""
+        with files.said_plainly():
+            if os.fstat(self._handle).st_size == 0:
+                return ()
+            return tuple(filter(self._has, range(self._manifest.chunks)))
 
-    @property
-    def is_sync_due(self) -> bool:
-        """Whether `sync` should be called, in a thread."""
-        late = time.monotonic() - self._synced_at >= PART_UNSYNCED_S
-        return self._unsynced >= PART_CHUNKS_UNSYNCED_MAX or (late and self._unsynced > 0)
+    def _has(self, index: int) -> bool:
+        at = index * CHUNK_HASH_BYTES
+        data = os.pread(self._handle, length(self._manifest, index), index * self._manifest.chunk)
+        return chunk_hash(data) == self._manifest.hashes[at : at + CHUNK_HASH_BYTES]
 
     def write(self, index: int, data: bytes | memoryview) -> None:
         """Put a checked chunk in its place. Raises: StorageError."""
@@ -151,21 +146,6 @@ class Part:
             raise files.storage_error(error) from error
         if written < len(data):
             raise StorageFullError(f"the disk is full: {written} of {len(data)} bytes were written")
-        self._bits[index >> 3] |= 1 << (index & 7)
-        self._unsynced += 1
-
-    def sync(self) -> None:
-        """Make what was written durable: first the chunks, then the bits that vouch for them."""
-        bits, self._unsynced, self._synced_at = bytes(self._bits), 0, time.monotonic()
-        os.fsync(self._handle)
-        handle = os.open(self._bits_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.pwrite(
-                handle, bits, 0
-            )  # in place: bits are only ever added, so a torn write claims too little
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
     def finish(self) -> Path:
         """Check the whole and take it among the blobs; slow, for a thread. Raises: TransferError."""
@@ -176,32 +156,16 @@ class Part:
             self.discard()
             raise TransferError(f"the chunks of {self._manifest.digest} do not make it up")
         os.fsync(self._handle)
-        self._unsynced = 0
         self.close()
-        path = self._store._adopt(self._path, digest)  # noqa: SLF001 - a part is the store's own
-        self._bits_path.unlink(missing_ok=True)
-        return path
+        return self._store._adopt(self._path, digest)  # noqa: SLF001 - a part is the store's own
 
     def close(self) -> None:
-        """Leave the part on disk for another time; in a thread, as `sync`."""
+        """Leave the part on disk for another time."""
         if self._handle >= 0:
-            try:
-                if self._unsynced > 0:
-                    self.sync()
-            finally:
-                os.close(self._handle)
-                self._handle = -1
+            os.close(self._handle)
+            self._handle = -1
 
     def discard(self) -> None:
         """Delete the part."""
-        self._unsynced = 0
         self.close()
         self._store._remove(self._path)  # noqa: SLF001 - a part is the store's own
-
-    def _read_bits(self) -> bytearray:
-        size = -(-self._manifest.chunks // 8)
-        try:
-            bits = self._bits_path.read_bytes() if self._path.exists() else b""
-        except FileNotFoundError:
-            bits = b""
-        return bytearray(bits[:size].ljust(size, b"\0"))

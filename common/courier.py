@@ -72,7 +72,9 @@ class _Download:
     want: Tell
     frames: str | None
     done: asyncio.Future[Digest]
-    disk: asyncio.Lock = field(default_factory=asyncio.Lock)  # one of sync and finish at a time
+    disk: asyncio.Lock = field(
+        default_factory=asyncio.Lock
+    )  # held while the part is being finished or closed
     waiting: int = 0  # callers of `fetch`
     timer: asyncio.TimerHandle | None = None
 
@@ -103,6 +105,7 @@ class Courier:
         self._downloads: dict[str, _Download] = {}  # by the digest's digits in topics
         self._uploads: dict[str, _Upload] = {}  # by digest
         self._turns = asyncio.Semaphore(limits.OPEN_TRANSFERS_MAX)  # of the downloads, one each
+        self._opening = asyncio.Lock()  # one part at a time is looked into
         self._crew = Crew()
 
     async def __aenter__(self) -> Self:
@@ -245,12 +248,13 @@ class Courier:
             raise TransferError(f"blob {manifest.digest[:12]} is refused: {reason}")
         await self._turns.acquire()
         try:
-            if key not in self._downloads and not self._store.has(manifest.digest):
-                part = self._store.open_part(manifest)
-                machine = Receiver(manifest, self._chance, part.have())
-                done: asyncio.Future[Digest] = asyncio.get_running_loop().create_future()
-                self._downloads[key] = _Download(machine, part, want, frames, done)
-                return
+            async with self._opening:
+                if key not in self._downloads and not self._store.has(manifest.digest):
+                    part = self._store.open_part(manifest)
+                    machine = Receiver(manifest, self._chance, await _look_into(part))
+                    done: asyncio.Future[Digest] = asyncio.get_running_loop().create_future()
+                    self._downloads[key] = _Download(machine, part, want, frames, done)
+                    return
         except BaseException:
             self._turns.release()
             raise
@@ -273,8 +277,6 @@ class Courier:
                     )
                 case Complete():
                     self._crew.spawn(self._finish(download))
-        if download.part.is_sync_due and not download.disk.locked():
-            self._crew.spawn(self._sync(download))
         _rearm(download, self._clock(), lambda: self._receive(download, Tick()))
 
     def _send(self, upload: _Upload, event: SenderEvent) -> bool:
@@ -309,14 +311,6 @@ class Courier:
         with suppress(TransportError):  # asked again when the link is back
             await download.want(want)
 
-    async def _sync(self, download: _Download) -> None:
-        async with download.disk:
-            try:
-                if download.part.is_sync_due:  # still: it may be finished by now
-                    await asyncio.to_thread(download.part.sync)
-            except OSError as error:
-                _fail(download, error)
-
     async def _finish(self, download: _Download) -> None:
         async with download.disk:
             if download.done.done():
@@ -339,8 +333,16 @@ class Courier:
                 async with asyncio.timeout(limits.FAREWELL_S):
                     await self._bus.unsubscribe(download.frames)
         async with download.disk:
-            with suppress(OSError):  # of a disk that failed before
-                await asyncio.to_thread(download.part.close)
+            download.part.close()
+
+
+async def _look_into(part: Part) -> tuple[int, ...]:
+    """List the chunks that are in a part already."""
+    try:
+        return await asyncio.to_thread(part.have)
+    except BaseException:
+        part.close()
+        raise
 
 
 def _fail(download: _Download, error: Exception) -> None:

@@ -20,6 +20,11 @@ ROOT = Path(__file__).parents[2]
 Event = dict[str, object]
 
 
+def environment() -> dict[str, str]:
+    """Let a child process find the packages of this checkout, and those of its tests."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+
+
 class Fedmq:
     """One `fedmq VERB --json` while it runs."""
 
@@ -32,7 +37,7 @@ class Fedmq:
             stdin=subprocess.DEVNULL,
             text=True,
             cwd=cwd or ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
+            env=environment(),
             start_new_session=True,
         )
         self.events: list[Event] = []

@@ -67,7 +67,6 @@ def test_what_does_not_fit_is_refused_before_it_is_written(store):
 def test_a_part_becomes_a_blob_once_all_its_chunks_are_there(store, tmp_path):
     part = store.open_part(MANIFEST)
     write(part, 4, 0, 2, 1, 3)
-    part.sync()
 
     path = part.finish()
 
@@ -77,46 +76,30 @@ def test_a_part_becomes_a_blob_once_all_its_chunks_are_there(store, tmp_path):
     assert list((tmp_path / "parts").iterdir()) == []
 
 
-def test_what_was_synced_is_there_after_a_restart_and_nothing_else_is_claimed(store, tmp_path):
+def test_what_was_written_is_there_after_a_kill(store, tmp_path):
     part = store.open_part(MANIFEST)
     write(part, 0, 3)
-    part.sync()
-    write(part, 1)
-    os.close(part._handle)  # as a crash does: chunk 1 was never vouched for
+    os.close(part._handle)
 
-    again = BlobStore(tmp_path, 10_000)
-    part = again.open_part(MANIFEST)
+    part = BlobStore(tmp_path, 10_000).open_part(MANIFEST)
 
     assert part.have() == (0, 3)
     write(part, 1, 2, 4)
     assert part.finish().read_bytes() == DATA
 
 
-def test_bits_without_their_part_claim_nothing(store, tmp_path):
+def test_a_chunk_that_a_crash_tore_is_not_there(store, tmp_path):
     part = store.open_part(MANIFEST)
-    write(part, 0)
-    part.sync()
+    write(part, 0, 1, 4)
     part.close()
-    (tmp_path / "parts" / f"{MANIFEST.digest}.1024").unlink()
+    with (tmp_path / "parts" / f"{MANIFEST.digest}.1024").open("r+b") as file:
+        file.seek(1500)
+        file.write(b"torn")
+        file.truncate(4600)
 
     part = BlobStore(tmp_path, 10_000).open_part(MANIFEST)
 
-    assert part.have() == ()
-    part.close()
-
-
-def test_a_part_is_synced_when_enough_has_come(tmp_path):
-    manifest = chunks.describe(bytes(20 * 1024), codec="f32", schema="0" * 64, chunk=1024)
-    part = BlobStore(tmp_path, 100_000).open_part(manifest)
-
-    due = []
-    for index in range(17):
-        part.write(index, bytes(1024))
-        due.append(part.is_sync_due)
-    part.sync()
-
-    assert due == [False] * 15 + [True] * 2
-    assert not part.is_sync_due
+    assert part.have() == (0,)
     part.close()
 
 
@@ -160,30 +143,17 @@ def test_a_full_disk_is_said_plainly(store):
     part.close()
 
 
-def test_a_part_that_is_put_away_forgets_nothing(store, tmp_path):
-    part = store.open_part(MANIFEST)
-    write(part, 1, 2)
-    part.close()
-
-    part = BlobStore(tmp_path, 10_000).open_part(MANIFEST)
-    assert part.have() == (1, 2)
-    part.close()
-
-
 @settings(max_examples=50)
-@given(st.permutations(range(5)), st.integers(0, 5), st.integers(0, 5))
-def test_any_order_with_a_crash_anywhere_makes_the_blob(tmp_path_factory, order, synced, crash):
+@given(st.permutations(range(5)), st.integers(0, 5))
+def test_any_order_with_a_kill_anywhere_makes_the_blob(tmp_path_factory, order, killed):
     directory = tmp_path_factory.mktemp("store")
     part = BlobStore(directory, 10_000).open_part(MANIFEST)
-    for at, index in enumerate(order[:crash]):
-        if at == synced:
-            part.sync()
-        write(part, index)
+    write(part, *order[:killed])
     os.close(part._handle)
 
     part = BlobStore(directory, 10_000).open_part(MANIFEST)
-    assert set(part.have()) <= set(order[:crash])
-    write(part, *(index for index in range(5) if index not in part.have()))
+    assert part.have() == tuple(sorted(order[:killed]))
+    write(part, *order[killed:])
 
     assert part.finish().read_bytes() == DATA
 
@@ -191,7 +161,6 @@ def test_any_order_with_a_crash_anywhere_makes_the_blob(tmp_path_factory, order,
 def test_two_cuts_of_one_blob_do_not_mix(store):
     part = store.open_part(MANIFEST)
     write(part, 0)
-    part.sync()
     part.close()
 
     other = store.open_part(chunks.describe(DATA, codec="f32", schema="0" * 64, chunk=2048))

@@ -179,7 +179,7 @@ def test_a_fetch_that_is_cancelled_as_its_last_chunk_comes_leaves_a_whole_part(r
         fetching = asyncio.create_task(client.courier.fetch(MANIFEST, want=recorded(client, coordinator)))
         await eventually(lambda: client.wants)
         (download,) = client.courier._downloads.values()
-        async with download.disk:  # a sync is under way
+        async with download.disk:  # it will not be finished before it is cancelled
             for index in range(MANIFEST.chunks):
                 cut = chunks.cut(BLOB, MANIFEST, index)
                 framed = chunks.frame(MANIFEST.digest, index, MANIFEST.chunks, cut)
