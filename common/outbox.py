@@ -36,6 +36,8 @@ CREATE TABLE IF NOT EXISTS outcome (
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
+CLOCK_SET = 1_577_836_800.0  # 2020: before it, a device without a clock of its own does not know the time yet
+
 Owed = Update | Declined | ClientMetrics
 
 
@@ -212,6 +214,8 @@ class Outbox:
             rows.execute("REPLACE INTO fact (name, value) VALUES (?, ?)", (name, value))
 
     def _expire(self, rows: sqlite3.Connection, now: float) -> Iterator[Outcome]:
+        if now >= CLOCK_SET:
+            rows.execute("UPDATE entry SET created = ? WHERE created < ?", (now, CLOCK_SET))
         oldest = now - self._age_s_max
         detail = f"it waited for more than {self._age_s_max / 86400:g} days"
         for entry_id, *about in _entries(rows, "created < ? AND priority = ?", oldest, Priority.UPDATE):

@@ -25,6 +25,7 @@ from compose import nursery, wording
 from compose.screen import Screen
 from coordinator import resuming
 from coordinator.assembly import run_policy
+from coordinator.archive import mend
 from coordinator.ledger import Ledger
 from coordinator.run import RunPolicy
 
@@ -136,8 +137,10 @@ def _resumed(settings: Settings) -> Settings:
     database = settings.state_dir / "coordinator" / "state.db"
     if not database.exists():
         raise NotFoundError(f"{settings.state_dir} holds no demo")
-    with contextlib.closing(Ledger(database)) as ledger:
+    with files.held(database.parent), contextlib.closing(Ledger(database)) as ledger:
         unfinished = ledger.unfinished()
+        if unfinished is None:
+            mend(ledger, database.parent)
     if unfinished is None:
         raise NotFoundError(f"{settings.state_dir} holds no run to be resumed")
     return resuming.settings_of(settings, unfinished)

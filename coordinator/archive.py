@@ -20,7 +20,7 @@ from common.blobs import BlobStore
 from common.identity import Identity
 from common.ids import Digest, RunId, sha256
 from common.messages import Reason, Summary
-from coordinator import registry, transcript
+from coordinator import transcript
 from coordinator.ledger import Ended, Ledger, Unfinished
 from coordinator.model import GlobalModel
 from coordinator.notices import SUMMARIES_KEPT
@@ -38,6 +38,13 @@ class Terms:
     strategy: str
     codec: str
     keep_updates: bool  # for whoever audits the run
+
+
+def mend(ledger: Ledger, state_dir: Path) -> None:
+    """Let the newest run's files say what the ledger says: a kill may have come between the two."""
+    newest = ledger.newest()
+    if newest is not None:
+        RunFolder(state_dir, newest).follow(ledger.metrics(newest), ledger.lines(newest))
 
 
 class Archive:
@@ -248,11 +255,10 @@ class Archive:
             self.ledger.metrics(self.run, metrics_known),
             self.ledger.lines(self.run, lines_known),
         )
-        write = registry.follow if known is None else registry.append
-        with files.said_plainly():
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            write(self.folder.metrics, metrics)
-            write(self.folder.transcript, lines)
+        if known is None:
+            self.folder.follow(metrics, lines)
+        else:
+            self.folder.append(metrics, lines)
         self._written = metrics_known + len(metrics), lines_known + len(lines)
 
 

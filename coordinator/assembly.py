@@ -14,7 +14,7 @@ from common.messages import Plan
 from common.settings import Settings
 from common.tensors import Vector
 from coordinator import resuming, strategies
-from coordinator.archive import Archive, Terms
+from coordinator.archive import Archive, Terms, mend
 from coordinator.buffer import BufferPolicy
 from coordinator.ledger import Ledger, Unfinished
 from coordinator.model import GlobalModel
@@ -40,6 +40,7 @@ async def serve(settings: Settings, *, hold: bool, report: Report, resume: bool 
         if unfinished is not None:
             settings = resuming.settings_of(settings, unfinished)
         elif resume and not hold:
+            mend(ledger, directory)
             raise NotFoundError(f"{directory} holds no run to be resumed")
         coordinator = assembled(settings, ledger, unfinished, hold=hold, report=report)
         stopping.on_signals(

@@ -59,6 +59,19 @@ class RunFolder:
         if not (self.blobs / digest).exists():
             files.replace(self.blobs / digest, data)
 
+    def follow(self, metrics: Sequence[bytes], transcript: Sequence[bytes]) -> None:
+        """Let the two files be these lines. Raises: StorageError."""
+        with files.said_plainly():
+            self.path.mkdir(parents=True, exist_ok=True)
+            follow(self.metrics, metrics)
+            follow(self.transcript, transcript)
+
+    def append(self, metrics: Sequence[bytes], transcript: Sequence[bytes]) -> None:
+        """Add these lines to the two files. Raises: StorageError."""
+        with files.said_plainly():
+            append(self.metrics, metrics)
+            append(self.transcript, transcript)
+
 
 def follow(path: Path, lines: Sequence[bytes]) -> None:
     """Let a file be these lines: add what is missing at its end; where it says anything else, write it anew."""

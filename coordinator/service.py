@@ -21,11 +21,12 @@ from typing import TypeVar
 
 from msgspec.structs import asdict, replace
 
-from common import limits, log
+from common import log
 from common.bus import Arrived, LinkDown, LinkUp
 from common.courier import Courier, Lanes
 from common.crew import Crew, in_background
 from common.driver import drive
+from common.durably import durably
 from common.errors import (
     AlreadyRunningError,
     DamagedError,
@@ -246,22 +247,16 @@ class Coordinator:
         self._over.set()
 
     async def _durably(self, function: Callable[..., T], *args: object) -> T:
-        """Write to disk; while it takes nothing, say so once and try again."""
-        wait_s, told = limits.STORAGE_RETRY_S, False
-        while True:
-            try:
-                written = await in_background(function, *args)
-            except StorageError as error:
-                if not told:
-                    logger.error("storage.refused", extra=log.facts(why=str(error)))  # noqa: TRY400 - no bug
-                    self._report({"event": "storage.refused", "why": str(error)})
-                told = True
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, limits.STORAGE_RETRY_S_MAX)
-            else:
-                if told:
-                    self._log("storage.back")
-                return written
+        """Write to disk; while it takes nothing, wait."""
+        return await durably(function, *args, told=self._disk)
+
+    def _disk(self, error: StorageError | None) -> None:
+        """Say that the disk takes nothing, or that it takes what is written again."""
+        if error is None:
+            self._log("storage.back")
+        else:
+            logger.error("storage.refused", extra=log.facts(why=str(error)))
+            self._report({"event": "storage.refused", "why": str(error)})
 
     @property
     def _is_idle(self) -> bool:

@@ -12,6 +12,7 @@ from common.bus import Arrived, LinkDown, LinkUp
 from common.courier import Courier, Lanes
 from common.crew import Crew, in_background
 from common.driver import drive
+from common.durably import durably
 from common.errors import ConfigError, DamagedError, DecodeError, FedmqError, StorageError, StorageFullError
 from common.ids import COORDINATOR, ClientId, Digest
 from common.ingress import Frame, Refused, Said
@@ -268,21 +269,14 @@ class Client:
 
     async def _settle(self, update: Key, verdict: Verdict) -> None:
         """Write a verdict down, however long the disk takes nothing: until then the update is kept."""
-        wait_s = limits.STORAGE_RETRY_S
-        while not self._over.is_set():
-            try:
-                await in_background(self.custody.settle, update, verdict)
-            except DamagedError as error:
-                self._give_up(error)
-            except StorageError as error:
-                self._not_stored(error)
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, limits.STORAGE_RETRY_S_MAX)
-            else:
-                if all(one.delta.digest != verdict.delta for one in self.session.pending.values()):
-                    self.courier.withdraw(verdict.delta)
-                self._judged(verdict)
-                return
+        try:
+            await durably(self.custody.settle, update, verdict, told=self._disk)
+        except DamagedError as error:
+            self._give_up(error)
+            return
+        if all(one.delta.digest != verdict.delta for one in self.session.pending.values()):
+            self.courier.withdraw(verdict.delta)
+        self._judged(verdict)
 
     def _judged(self, verdict: Verdict) -> None:
         outcome = (
@@ -299,6 +293,10 @@ class Client:
         except DamagedError as error:
             self._give_up(error)
         except StorageError as error:
+            self._not_stored(error)
+
+    def _disk(self, error: StorageError | None) -> None:
+        if error is not None:
             self._not_stored(error)
 
     def _not_stored(self, error: StorageError) -> None:

@@ -126,7 +126,11 @@ def test_a_demo_that_is_killed_goes_on(parts, tmp_path):
     (ended,) = again.named("run.finished")
     assert (ended["rounds"], ended["completed"]) == (4, True)
     assert again.named("run.resumed")
+    transcript = tmp_path / "coordinator" / "runs" / ended["run"] / "transcript.jsonl"
+    whole = transcript.read_bytes()
+    transcript.write_bytes(whole[:-1])  # as a kill in the middle of its last line would
     assert finish("demo", "--state-dir", tmp_path, "--resume")[0] == 3
+    assert transcript.read_bytes() == whole
     assert finish("demo", "--resume")[0] == 2
 
 

@@ -25,9 +25,9 @@ from common.ids import COORDINATOR, OPERATOR
 from common.settings import Link, Settings
 from support.patience import within
 from support.proxy import Proxy
+from support.running import ROOT, environment
 from support.stage_parts import EVENTS
 
-ROOT = Path(__file__).parents[2]
 BROKER = "broker"
 END_S = 20.0  # for all parts to end in order
 Event = dict[str, object]
@@ -142,7 +142,7 @@ class Stage:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
+                env=environment(),
                 start_new_session=True,  # a Ctrl-C is ours to pass on
             )
         self._stack.push_async_callback(self._put_down)

@@ -2,16 +2,13 @@
 
 import asyncio
 import contextlib
-import os
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from amqtt.broker import Broker
 
 from support.raw_mqtt import Raw
-
-ROOT = Path(__file__).parents[2]
+from support.running import environment
 
 
 @contextlib.asynccontextmanager
@@ -22,7 +19,7 @@ async def stock_process() -> AsyncIterator[tuple[int, int]]:
         __file__,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        env=environment(),
     )
     patience_s, Raw.wait_s = Raw.wait_s, 0.7  # what does not come from it never comes
     try:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -23,9 +22,9 @@ from common.messages import ClientMetrics, Declined, Reason
 from common.outbox import TABLES, Outbox, Outcome, Priority, key_of, look, priority_of
 from edge_client.custody import Custody
 from support.patience import within
+from support.running import ROOT, environment
 from support.updates import RUN, manifest, update
 
-ROOT = Path(__file__).parents[2]
 DECLINED = Declined(run=RUN, round=1, reason=Reason.DIVERGED)
 BLOB = 1000
 DAY = 86_400.0
@@ -167,6 +166,17 @@ def test_facts_are_kept(opened):
     opened().set_fact("epoch", "3")
     opened().set_fact("epoch", "4")
     assert opened().fact("epoch") == "4"
+
+
+def test_what_was_kept_before_a_device_knew_the_time_is_not_too_old_when_it_does(opened):
+    box = opened()
+    box.put(made(1))
+    opened.clock.now = 1.8e9
+    assert box.expire() == ()
+    opened.clock.now += 29 * DAY
+    assert box.expire() == ()
+    opened.clock.now += 2 * DAY
+    assert [one.refused for one in box.expire()] == [Reason.EXPIRED]
 
 
 # --- making room ----------------------------------------------------------------------------------
@@ -329,13 +339,12 @@ with closing(Database(directory / "state.db", TABLES)) as database:
 
 
 def test_whenever_it_is_killed_nothing_kept_is_lost_and_no_row_is_without_its_blob(tmp_path):
-    path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     kept, judged = set(), set()
     for words in (1, 2, 7, 16):
         with subprocess.Popen(
             [sys.executable, "-c", CHILD, str(tmp_path)],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment(),
             stdout=subprocess.PIPE,
             text=True,
         ) as child:
