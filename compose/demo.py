@@ -24,8 +24,8 @@ from common.settings import Settings, default_state
 from compose import nursery, wording
 from compose.screen import Screen
 from coordinator import resuming
-from coordinator.assembly import run_policy
 from coordinator.archive import mend
+from coordinator.assembly import run_policy
 from coordinator.ledger import Ledger
 from coordinator.run import RunPolicy
 
