@@ -16,10 +16,11 @@ from common.tensors import Vector
 from coordinator import resuming, strategies
 from coordinator.archive import Archive, Terms, mend
 from coordinator.buffer import BufferPolicy
+from coordinator.exchange import Report
 from coordinator.ledger import Ledger, Unfinished
 from coordinator.model import GlobalModel
 from coordinator.run import EndRun, Late, RunPolicy
-from coordinator.service import Coordinator, Policy, Report
+from coordinator.service import Coordinator, Policy
 
 if TYPE_CHECKING:
     import torch

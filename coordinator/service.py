@@ -9,7 +9,6 @@ the next event is heard. While the disk takes nothing, the run waits.
 import asyncio
 import base64
 import dataclasses
-import logging
 import secrets
 import time
 from collections import deque
@@ -23,17 +22,15 @@ from msgspec.structs import asdict, replace
 
 from common import log
 from common.bus import Arrived, LinkDown, LinkUp
-from common.courier import Courier, Lanes
 from common.crew import Crew, in_background
 from common.driver import drive
-from common.durably import durably
+from common.durably import Durably
 from common.errors import (
     AlreadyRunningError,
     DamagedError,
     FedmqError,
     SignatureError,
     StorageError,
-    TransferError,
 )
 from common.evaluation import Scores
 from common.identity import Peer
@@ -58,7 +55,6 @@ from common.messages import (
     Task,
     Unavailable,
     Update,
-    Verdict,
     Want,
 )
 from common.parts import Parts
@@ -70,6 +66,7 @@ from coordinator.archive import Archive
 from coordinator.buffer import BufferMachine, BufferPolicy
 from coordinator.claim import Claim
 from coordinator.clients import Clients
+from coordinator.exchange import Exchange, Report
 from coordinator.ledger import Settled, Unfinished
 from coordinator.model import GlobalModel
 from coordinator.notices import SUMMARIES_KEPT, Notices
@@ -87,8 +84,6 @@ from coordinator.round import (
     Merged,
     MergeFailed,
     Offered,
-    Received,
-    Unfetched,
 )
 from coordinator.run import (
     CloseRound,
@@ -109,8 +104,6 @@ from coordinator.run import (
 
 logger = log.logger(__name__)
 T = TypeVar("T")
-
-Report = Callable[[dict[str, object]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +134,9 @@ class Coordinator:
         unfinished: Unfinished | None = None,
     ) -> None:
         self.policy, self.model, self.evaluate, self.archive = policy, model, evaluate, archive
-        self.link, self.voice, self.ingress, self.store = parts.link, parts.voice, parts.ingress, parts.store
+        self.link, self.voice, self.ingress = parts.link, parts.voice, parts.ingress
         self.state_dir: Path = parts.state_dir
         self.topics = parts.voice.topics
-        self.courier = Courier(self.link, self.store, Lanes.of_coordinator(self.topics))
         self.notices = Notices(self.link, self.voice)
         self.machine = BufferMachine(policy.run, policy.buffer) if policy.buffer else RunMachine(policy.run)
         self.attendance = Attendance()
@@ -155,11 +147,6 @@ class Coordinator:
         self._report = report
         self._claim = Claim(self.notices, self.voice, self._ledger)
         self._run = RunId("none")
-        self._served: set[Digest] = set()
-        self._blobs = asyncio.Lock()  # one of settling an update and deleting a blob at a time
-        self._coming: dict[
-            tuple[ClientId, Digest], asyncio.Task[None]
-        ] = {}  # updates, offered and not settled
         self._is_down = False
         self._leaving = False
         self._starting = False  # a run that the machine has not heard of yet
@@ -178,6 +165,19 @@ class Coordinator:
         )  # the federation is ours, and the machine has been told what it goes on with
         self._over = asyncio.Event()
         self._crew = Crew()
+        self._durably = Durably(self._disk)
+        self.exchange = Exchange(
+            parts,
+            self._ledger,
+            model,
+            codec=policy.codec,
+            crew=self._crew,
+            durably=self._durably,
+            tell=self._tell,
+            hear=self._run_inbox.put_nowait,
+            report=report,
+        )
+        self.courier = self.exchange.courier
 
     async def serve(self) -> EndRun | None:
         """Run until the run is over (on hold: until `leave`); returns how the last run ended, if one did.
@@ -245,10 +245,6 @@ class Coordinator:
         """End the service with an error for the operator."""
         self._problem = problem
         self._over.set()
-
-    async def _durably(self, function: Callable[..., T], *args: object) -> T:
-        """Write to disk; while it takes nothing, wait."""
-        return await durably(function, *args, told=self._disk)
 
     def _disk(self, error: StorageError | None) -> None:
         """Say that the disk takes nothing, or that it takes what is written again."""
@@ -326,14 +322,8 @@ class Coordinator:
                 self._crew.spawn(self._offered(client, Offered(message, data)))
             case Declined():
                 self._crew.spawn(self._declined(client, message))
-            case Want() if self._served:  # else a run is being resumed, and it is asked again
-                refused = self.courier.wanted(client, message)
-                if refused:
-                    self._crew.spawn(self._tell(client, Unavailable(digest=message.digest, reason=refused)))
-            case Done(digest=digest):
-                self.courier.finished(client, digest)
-            case Unavailable(digest=digest, reason=reason) if (client, digest) in self._coming:
-                self.courier.unavailable(digest, reason)
+            case Want() | Done() | Unavailable():
+                self.exchange.heard(client, message)
             case _:
                 pass
 
@@ -354,15 +344,15 @@ class Coordinator:
         await self._led.wait()
         update = offer.update
         if update.client != client:
-            await self._answer(client, offer, Settled(Reason.NOT_INVITED, "", late=False))
+            await self.exchange.answer(client, offer, Settled(Reason.NOT_INVITED, "", late=False))
             return
         known = await self._durably(self._ledger.answer, update)
         if known is not None:
-            await self._answer(client, offer, known)
+            await self.exchange.answer(client, offer, known)
         elif update.run != self._run or self.machine.phase is Phase.OVER:
             ours = await self._durably(self._ledger.knows_run, update.run)
             refused = Reason.TOO_LATE if ours else Reason.NOT_INVITED
-            await self._answer(client, offer, Settled(refused, "", late=False))
+            await self.exchange.answer(client, offer, Settled(refused, "", late=False))
         else:
             self._run_inbox.put_nowait(offer)
 
@@ -411,10 +401,10 @@ class Coordinator:
     async def _note_presence(self, client: ClientId, boot: Boot, *, here: bool) -> None:
         self._crew.spawn(self._show_round())
         if here:
-            self._crew.spawn(self._remind(client))
+            self._crew.spawn(self.exchange.remind(client))
         await self._durably(self._ledger.present, client, boot, here)
 
-    def _perform(  # noqa: C901, PLR0912 - one branch an effect
+    def _perform(  # noqa: C901 - one branch an effect
         self, effect: RunEffect
     ) -> Coroutine[None, None, None] | None:
         """Do what is decided; what is returned is waited for before the next effect."""
@@ -422,15 +412,15 @@ class Coordinator:
             case Remember(snapshot):
                 return self._durably(self.archive.remember, snapshot)
             case Judge():
-                return self._settle(effect)
+                return self.exchange.settle(effect)
             case Revoke():
-                return self._revoke(effect)
+                return self.exchange.revoke(effect)
             case Gather(here, needed):
                 self._log("run.gathering", clients=here, needed=needed)
                 self._crew.spawn(self._show_round())
             case OpenRound(number, _, asked, deadline_s):
                 self._round_began, self._round_traffic = time.monotonic(), self._traffic()
-                self._serve_model(asked)
+                self.exchange.serve(asked, self.machine.bases_in_use())
                 self._log("round.started", round=number, clients=len(asked), deadline_s=round(deadline_s, 1))
                 self._crew.spawn(self._show_round())
             case Assign(client):
@@ -438,13 +428,9 @@ class Coordinator:
                 if task is not None:
                     self._crew.spawn(self._tell(client, task))
             case Fetch(offer):
-                coming = self._coming.get((offer.client, offer.delta))
-                if coming is None or coming.done():
-                    self._coming[offer.client, offer.delta] = self._crew.spawn(self._fetch(offer))
-                else:
-                    self.courier.ask_again(offer.delta)
+                self.exchange.fetch(offer)
             case Forgo(client):
-                self._forgo(client)
+                self.exchange.forgo(client)
                 self._crew.spawn(self._tell(client, Cancel(run=self._run, round=self.machine.number)))
             case Merge(updates):
                 self._crew.spawn(self._merge(updates))
@@ -454,25 +440,6 @@ class Coordinator:
                 self._ending = True
                 self._crew.spawn(self._end(effect))
         return None
-
-    def _forgo(self, client: ClientId) -> None:
-        """Fetch nothing more from a client: the round goes on without it, and it may never send the rest."""
-        for key in [key for key in self._coming if key[0] == client]:
-            self._crew.spawn(self._let_go(self._coming.pop(key), key[1]))
-
-    async def _let_go(self, fetching: asyncio.Task[None], digest: Digest) -> None:
-        fetching.cancel()
-        await asyncio.wait((fetching,))
-        await self._discard(digest)
-
-    def _serve_model(self, asked: tuple[ClientId, ...]) -> None:
-        """Let the cohort fetch the model of now, and of the older ones those that somebody works from."""
-        for old in self._served - self.machine.bases_in_use() - {self.model.digest}:
-            self.courier.withdraw(old)
-            self._served.discard(old)
-            self._crew.spawn(self._discard(old))
-        self._served.add(self.model.digest)
-        self.courier.offer(self.model.manifest, expected=asked)
 
     async def _start(self, rounds: int) -> None:
         """Begin a run from the model at hand."""
@@ -519,68 +486,6 @@ class Coordinator:
             answer_within_s=max(1.0, due - time.monotonic()),
         )
 
-    async def _fetch(self, offer: Offered) -> None:
-        """Have an update's blob, and look at it. What cannot be had or kept now is offered again."""
-
-        async def want(message: Want) -> None:
-            await self._tell(offer.client, message)
-
-        try:
-            problem = self.model.refuse_offer(offer.update, self.policy.codec)
-            if problem is None:
-                await self.courier.fetch(offer.update.delta, want=want)
-                problem = await in_background(self.model.screen, offer.update)
-        except (FedmqError, OSError) as error:
-            why = {"client": offer.client, "why": str(error)}
-            logger.warning("update.unfetched", extra=log.facts(**why))
-            if not isinstance(error, TransferError):  # ours: no room, no disk
-                self._report({"event": "update.unfetched", **why})
-            self._coming.pop((offer.client, offer.delta), None)
-            self._run_inbox.put_nowait(Unfetched(offer.client, offer.delta))
-            return
-        self._run_inbox.put_nowait(Received(offer.client, offer.delta, problem))
-
-    async def _settle(self, judged: Judge) -> None:
-        """Write a verdict down, then tell it; what stands already stands."""
-        offer = judged.offer
-        settled = Settled(judged.refused, judged.detail, judged.late)
-        async with self._blobs:
-            stands = await self._durably(self._ledger.settle, offer, settled)
-            self._coming.pop((offer.client, offer.delta), None)
-        if stands.refused:
-            self._crew.spawn(self._discard(offer.delta))
-        self._crew.spawn(self._answer(offer.client, offer, stands))
-
-    async def _revoke(self, revoked: Revoke) -> None:
-        offer = revoked.offer
-        await self._durably(self._ledger.revoke, offer, revoked.reason)
-        self._crew.spawn(self._discard(offer.delta))
-        self._crew.spawn(self._answer(offer.client, offer, Settled(revoked.reason, "", late=False)))
-
-    async def _remind(self, client: ClientId) -> None:
-        """Tell a client again which of its updates count no more: it may have been away when that was said."""
-        for offer in await self._durably(self._ledger.revoked, client):
-            await self._tell(client, _verdict(offer, Settled(Reason.RUN_OVER, "", late=False)))
-
-    async def _answer(self, client: ClientId, offer: Offered, settled: Settled) -> None:
-        if settled.refused:
-            about = {"client": client, "reason": settled.refused, "detail": settled.detail}
-            level = logging.ERROR if settled.refused is Reason.EQUIVOCATION else logging.WARNING
-            logger.log(level, "update.refused", extra=log.facts(round=offer.update.round, **about))
-            self._report({"event": "update.refused", "round": offer.update.round, **about})
-        await self._tell(client, _verdict(offer, settled))
-
-    async def _discard(self, *digests: Digest) -> None:
-        """Delete blobs that no update needs: another client's may be the same bytes."""
-        for digest in digests:
-            async with self._blobs:
-                needed = await self._durably(self._ledger.needs, digest)
-                coming = any(delta == digest for _, delta in self._coming)
-                ours = {self.model.digest, *self.model.memory, *self._served}
-                if not needed and not coming and digest not in ours:
-                    with suppress(StorageError):  # the next start sweeps
-                        self.store.delete(digest)
-
     async def _merge(self, updates: tuple[Counted, ...]) -> None:
         try:
             problem = await self._durably(self.model.merge, updates)
@@ -609,7 +514,7 @@ class Coordinator:
         self._crew.spawn(self.notices.result(summary))
         self._crew.spawn(self.notices.model(self.model, self._run, closed.number))
         merged = {Digest(one.update.delta.digest) for one in closed.updates}
-        await self._discard(*merged, *self._remembered)
+        await self.exchange.discard(*merged, *self._remembered)
         self._remembered = self.model.memory
         self._run_inbox.put_nowait(Evaluated())
 
@@ -674,14 +579,3 @@ class Coordinator:
         """Tell the log and whoever reads our events."""
         logger.info(event, extra=log.facts(**facts))
         self._report({"event": event, **facts})
-
-
-def _verdict(offer: Offered, settled: Settled) -> Verdict:
-    return Verdict(
-        run=offer.update.run,
-        round=offer.update.round,
-        delta=offer.delta,
-        refused=settled.refused,
-        detail=settled.detail,
-        late=settled.late,
-    )

@@ -12,7 +12,7 @@ from common.bus import Arrived, LinkDown, LinkUp
 from common.courier import Courier, Lanes
 from common.crew import Crew, in_background
 from common.driver import drive
-from common.durably import durably
+from common.durably import Durably
 from common.errors import ConfigError, DamagedError, DecodeError, FedmqError, StorageError, StorageFullError
 from common.ids import COORDINATOR, ClientId, Digest
 from common.ingress import Frame, Refused, Said
@@ -107,6 +107,7 @@ class Client:
         self._epoch_on_disk = self.ingress.epoch
         self._over = asyncio.Event()
         self._crew = Crew()
+        self._durably = Durably(self._disk)
         self._beats = 0
         self._heard_ourselves = False  # say online: after that, another boot is another process of this name
         self._is_down = False
@@ -270,7 +271,7 @@ class Client:
     async def _settle(self, update: Key, verdict: Verdict) -> None:
         """Write a verdict down, however long the disk takes nothing: until then the update is kept."""
         try:
-            await durably(self.custody.settle, update, verdict, told=self._disk)
+            await self._durably(self.custody.settle, update, verdict)
         except DamagedError as error:
             self._give_up(error)
             return
