@@ -11,6 +11,7 @@
     ├── TimedOutError 5          no answer in time
     ├── CommandRefusedError 6    the coordinator does not do what it was told
     ├── AlreadyRunningError 6    another process holds this state directory
+    ├── RivalError 6             another coordinator leads this federation
     ├── WireError 65             what came in is not what it should be
     │   ├── DecodeError          not well-formed
     │   └── SignatureError       not signed by whom it should be
@@ -88,6 +89,12 @@ class CommandRefusedError(FedmqError):
 
 class AlreadyRunningError(FedmqError):
     """Stop the other process, or give this one a directory of its own with --state-dir."""
+
+    exit_code = 6
+
+
+class RivalError(FedmqError):
+    """Stop one of the two coordinators, or give this one a federation of its own with --federation."""
 
     exit_code = 6
 

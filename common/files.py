@@ -51,9 +51,22 @@ def storage_error(error: OSError) -> StorageError:
     return StorageError(f"cannot write state: {error}")
 
 
+def _own(directory: Path, owner: str) -> None:
+    mark = directory / ".owner"
+    with said_plainly():
+        if not mark.exists():
+            replace(mark, owner.encode())
+        found = mark.read_text()
+    if found != owner:
+        raise ConfigError(f"{directory} holds the state of {found}: give {owner} another --state-dir")
+
+
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Hold a state directory for this process alone. Raises: AlreadyRunningError, ConfigError."""
+def held(directory: Path, owner: str) -> Iterator[None]:
+    """Hold a state directory for this process alone; it is and stays its owner's.
+
+    Raises: AlreadyRunningError; StorageError; ConfigError where it cannot be made, or is another's.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = (directory / ".lock").open("a+")
@@ -70,4 +83,5 @@ def held(directory: Path) -> Iterator[None]:
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
+        _own(directory, owner)
         yield

@@ -9,22 +9,23 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 LEASH_GRACE_S = 8.0
 
 
-def on_signals(gently: Callable[[], None], at_once: Callable[[], None]) -> None:
-    """Let this loop's process end in order. Call it once, from the main thread."""
+def on_signals(gently: Callable[[], None], at_once: Callable[[], None]) -> Sequence[int]:
+    """Let this loop's process end in order; the list is of the signals that came. Once, from the main thread."""
     loop = asyncio.get_running_loop()
     asked: list[int] = []
 
-    def interrupted() -> None:
-        asked.append(signal.SIGINT)
-        (gently if len(asked) == 1 else at_once)()
+    def hear(number: int) -> None:
+        asked.append(number)
+        (gently if asked == [signal.SIGINT] else at_once)()
 
-    loop.add_signal_handler(signal.SIGINT, interrupted)
-    loop.add_signal_handler(signal.SIGTERM, at_once)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, hear, number)
+    return asked
 
 
 def leash(*handles: int) -> None:

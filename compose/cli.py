@@ -5,6 +5,7 @@ What is slow to import (torch, pydantic, paho, amqtt) is imported inside the ver
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -238,14 +239,15 @@ def coordinator(
     from coordinator.assembly import serve
 
     shown = screen.choose(as_json=as_json)
-    shown.begin(settings, parts.state_dir(settings, Role.COORDINATOR, "coordinator"))
+    state = parts.state_dir(settings, Role.COORDINATOR, "coordinator")
+
+    begin = functools.partial(shown.begin, state_dir=state)
     try:
         with _only_json(as_json):
-            ended = _run(serve(settings, hold=hold, resume=resume, report=shown.show))
+            code = _run(serve(settings, hold=hold, resume=resume, report=shown.show, begin=begin))
     finally:
         shown.end()
-    if not hold and (ended is None or not ended.completed):
-        raise typer.Exit(130 if ended is None or ended.why == "stopped" else 1)
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -52,7 +52,6 @@ class Demo:
         """Take a Ctrl-C: once after this round, twice at once."""
         self.interrupts += 1
         if self.interrupts == 1 and self.coordinator is not None:
-            self.screen.say("stopping after this round; Ctrl-C again stops now")
             with contextlib.suppress(ProcessLookupError):  # it ended just now
                 os.kill(self.coordinator, signal.SIGINT)
         else:
@@ -123,7 +122,7 @@ def run(settings: Settings, screen: Screen, *, threads: int | None = None, resum
     state_dir = settings.state_dir or default_state(settings.federation, "demo", name)
     keys_dir = settings.keys_dir or state_dir / "keys"
     whole = settings.model_copy(update={"keys_dir": keys_dir, "state_dir": state_dir})
-    with files.held(state_dir):
+    with files.held(state_dir, f"a demo of {settings.federation}"):
         (state_dir / "logs").mkdir(exist_ok=True)
         identity.create_root(keys_dir, settings.federation)
         order = nursery.Order(whole, state_dir, threads or _threads_each(settings.data.num_clients), resume)
@@ -137,7 +136,8 @@ def _resumed(settings: Settings) -> Settings:
     database = settings.state_dir / "coordinator" / "state.db"
     if not database.exists():
         raise NotFoundError(f"{settings.state_dir} holds no demo")
-    with files.held(database.parent), contextlib.closing(Ledger(database)) as ledger:
+    owner = f"the coordinator of {settings.federation}"
+    with files.held(database.parent, owner), contextlib.closing(Ledger(database)) as ledger:
         unfinished = ledger.unfinished()
         if unfinished is None:
             mend(ledger, database.parent)

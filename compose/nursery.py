@@ -196,6 +196,8 @@ def _code_of(brood: Brood, awaited: str, wakeup: socket.socket) -> int:
     while True:
         for name, code in brood.reap():
             if name == awaited:
+                if code < 0:
+                    brood.demo.report(_killed(name, -code))
                 return code
             if name == "broker":
                 error = f"the broker ended with exit code {code}"
@@ -207,6 +209,12 @@ def _code_of(brood: Brood, awaited: str, wakeup: socket.socket) -> int:
             return 128 + signal.SIGTERM
         if signal.SIGTERM in wakeup.recv(256):
             return 128 + signal.SIGTERM
+
+
+def _killed(name: str, number: int) -> dict[str, object]:
+    error = f"the {name} was killed ({signal.Signals(number).name})"
+    advice = "`fedmq demo --resume` with this --state-dir goes on with its run."
+    return {"event": "failed", "error": error, "advice": advice, "code": 1}
 
 
 def _wake_on_signals() -> socket.socket:
@@ -254,8 +262,7 @@ def _coordinator(settings: Settings, state_dir: Path, *, resume: bool) -> Main:
         from coordinator.assembly import serve
 
         own = settings.model_copy(update={"state_dir": state_dir / "coordinator"})
-        ended = await serve(own, hold=False, resume=resume, report=part.report)
-        return 0 if ended and ended.completed else 1
+        return await serve(own, hold=False, resume=resume, report=part.report)
 
     return run
 

@@ -153,7 +153,8 @@ class LiveTable:
         """Leave the table with all its rows and notes behind; long lines are the terminal's to break."""
         self._live.update(Text(""), refresh=True)
         self._live.stop()
-        self._console.print(self._table(len(self._rounds)))
+        if self._title:
+            self._console.print(self._table(len(self._rounds)))
         for note in (*self._notes, *after):
             self._console.print(note, soft_wrap=True, markup=False, highlight=False)
 

@@ -28,10 +28,17 @@ def cells(event: Event) -> dict[str, str]:
         "accuracy": _fixed(score(event, "accuracy"), 4),
         "clients": str(event.get("clients", "")),
         "train s": _fixed(training, 2),
-        "other s": _fixed(None if seconds is None or training is None else seconds - training, 2),
+        "other s": _fixed(_apart(seconds, training), 2),
         "up": _bytes(event.get("bytes_up")),
         "down": _bytes(event.get("bytes_down")),
     }
+
+
+def _apart(seconds: float | None, training: float | None) -> float | None:
+    """Give what of a round was not training; None where updates were trained before it began."""
+    if seconds is None or training is None or training > seconds:
+        return None
+    return seconds - training
 
 
 def score(event: Event, name: str) -> object:
@@ -43,9 +50,12 @@ def score(event: Event, name: str) -> object:
 NOTES = {
     "run.gathering": "waiting for clients: {clients} of {needed} are here",
     "run.resumed": "going on with run {run}; the last round that ended is {round}",
-    "run.left": "run {run} is not over: --resume goes on with it",
+    "run.ending": "stopping after this round; Ctrl-C again leaves now, and --resume can go on",
+    "run.left": "run {run} is not over: --resume with the state in {state_dir} goes on with it",
+    "run.closed": "run {run} was left unfinished, and is over now: no --resume will go on with it",
     "round.abandoned": "round {round} came to nothing: {outcome}",
     "client.exited": "{client} ended with exit code {code}",
+    "client.differs": "{client} trains on {dataset}, the coordinator tests on {ours}; its updates count all the same",
     "client.doubled": "{part}: another process says that it is {client}: stop one of them",
     "message.refused": "a message on {topic} was refused: {reason}, number {count} ({detail})",
     "broker.unreachable": "{part}: no broker: {why}; trying again",
@@ -64,7 +74,11 @@ def note(event: Event) -> str | None:
             return "no central test data: loss and accuracy are the clients' own, of the model a round starts from"
         case "client.offline" if event["why"] != "offline":
             return f"{event['client']} is away: {event['why']}"
-        case "client.refused" | "update.refused" | "update.declined":
+        case "update.refused":
+            detail = f" ({event['detail']})" if event.get("detail") else ""
+            which = f"{event['client']}'s update of round {event['round']} in {event['run']}"
+            return f"{which} was refused: {event['reason']}{detail}"
+        case "client.refused" | "update.declined":
             detail = f" ({event['detail']})" if event.get("detail") else ""
             return f"{event['event']}: {event['client']}: {event['reason']}{detail}"
         case str(name) if name in NOTES:

@@ -7,8 +7,7 @@ from coordinator.assembly import serve
 
 async def main(settings: Settings, report: container.Report) -> int:
     """Run one coordinator until its run is over."""
-    ended = await serve(settings, hold=False, report=report)
-    return 0 if ended and ended.completed else 1
+    return await serve(settings, hold=False, report=report)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from common.messages import Reason, Summary
 from coordinator import transcript
 from coordinator.ledger import Ended, Ledger, Unfinished
 from coordinator.model import GlobalModel
-from coordinator.notices import SUMMARIES_KEPT
 from coordinator.registry import RunFolder
 from coordinator.run import CloseRound, EndRun, Resumed, Snapshot
 from coordinator.transcript import AnyFact, Closed, Concluded, MergedUpdate, Opened, Outcome
@@ -106,8 +105,9 @@ class Archive:
         self.ledger.add_line(unfinished.run, line)
         self._moved_on(line)
 
-    def leave_unfinished(self) -> None:
-        """End the runs that no coordinator ended: what was taken for them counts no more."""
+    def leave_unfinished(self) -> list[RunId]:
+        """End the runs that no coordinator ended, and list them: what was taken for them counts no more."""
+        left = []
         while (unfinished := self.ledger.unfinished()) is not None:
             self._follow(unfinished.run)
             for offer in self.ledger.waiting(unfinished.run):
@@ -116,6 +116,8 @@ class Archive:
             ended = EndRun(unfinished.model, committed, completed=False, why="left unfinished")
             self.finish(ended, {"event": "run.finished", "run": self.run, **asdict(ended)})
             self._write()
+            left.append(unfinished.run)
+        return left
 
     def _snapshot(self, unfinished: Unfinished) -> Snapshot:
         return msgspec.json.decode(unfinished.snapshot, type=Snapshot)
@@ -137,9 +139,9 @@ class Archive:
         )
 
     def summaries(self) -> list[Summary]:
-        """List what the newest rounds brought."""
+        """List what the rounds so far brought."""
         assert self.run is not None
-        lines = self.ledger.metrics(self.run)[-SUMMARIES_KEPT:]
+        lines = self.ledger.metrics(self.run)
         return [msgspec.convert({**json.loads(line), "kind": "summary"}, Summary) for line in lines]
 
     def remember(self, snapshot: Snapshot) -> None:

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from common import datasets, evaluation, files, log, models, parts, stopping
@@ -28,14 +29,23 @@ if TYPE_CHECKING:
 logger = log.logger(__name__)
 
 
-async def serve(settings: Settings, *, hold: bool, report: Report, resume: bool = False) -> EndRun | None:
-    """Run a coordinator until its run is over or it is told to stop.
+async def serve(
+    settings: Settings,
+    *,
+    hold: bool,
+    report: Report,
+    resume: bool = False,
+    begin: Callable[[Settings], None] = lambda _: None,
+) -> int:
+    """Run a coordinator until its run is over or it is told to stop; returns the exit code.
 
     `resume` goes on with the run that the last coordinator here did not end; with `hold`, if there is one.
+    `begin` hears of the settings that are in force.
     Raises: FedmqError with what the operator can do about it.
     """
     directory = parts.state_dir(settings, Role.COORDINATOR, COORDINATOR)
-    with files.held(directory), contextlib.closing(Ledger(directory / "state.db")) as ledger:
+    owner = f"the coordinator of {settings.federation}"
+    with files.held(directory, owner), contextlib.closing(Ledger(directory / "state.db")) as ledger:
         _report_damage(ledger, report)
         unfinished = ledger.unfinished() if resume else None
         if unfinished is not None:
@@ -43,11 +53,23 @@ async def serve(settings: Settings, *, hold: bool, report: Report, resume: bool 
         elif resume and not hold:
             mend(ledger, directory)
             raise NotFoundError(f"{directory} holds no run to be resumed")
+        begin(settings)
         coordinator = assembled(settings, ledger, unfinished, hold=hold, report=report)
-        stopping.on_signals(
+        signals = stopping.on_signals(
             gently=lambda: coordinator.leave(now=False), at_once=lambda: coordinator.leave(now=True)
         )
-        return await coordinator.serve()
+        ended = await coordinator.serve()
+        if coordinator.is_run_left:
+            return 128 + signals[-1]
+        return 0 if hold else _exit_code(ended, signals)
+
+
+def _exit_code(ended: EndRun | None, signals: Sequence[int]) -> int:
+    if ended is None:
+        return 128 + signals[-1]
+    if ended.completed:
+        return 0
+    return 128 + signal.SIGINT if ended.why == "stopped" else 1
 
 
 def _report_damage(ledger: Ledger, report: Report) -> None:
@@ -79,7 +101,8 @@ def assembled(
     )
     archive = Archive(ledger, terms, ours.state_dir, ours.voice.identity, ours.store)
     if unfinished is None:
-        archive.leave_unfinished()
+        for run in archive.leave_unfinished():
+            report({"event": "run.closed", "run": run})
     model = GlobalModel(models.schema_of(module), models.get_flat(module), strategy, ours.store)
     if unfinished is not None:
         model.restore(unfinished.model, unfinished.memory)

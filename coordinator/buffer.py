@@ -102,7 +102,8 @@ class BufferMachine:
     shelf: Shelf = field(init=False)
     merging: tuple[Offered, ...] = ()  # in order
     refusals: dict[ClientId, Reason] = field(default_factory=dict)  # since the last round ended
-    stopping: bool = False
+    ending: bool = False  # with the open round
+    stopping: bool = False  # the same, by a word that lasts
     abandoned_in_a_row: int = 0
     slowest_s: Seconds | None = None  # answer so far
     last_why: str = ""
@@ -197,7 +198,7 @@ class BufferMachine:
             return
         self.phase = Phase.GATHERING
         self.base, self.rounds, self.committed = event.base, event.rounds, 0
-        self.stopping, self.abandoned_in_a_row = False, 0
+        self.stopping, self.ending, self.abandoned_in_a_row = False, False, 0
         self.releases = {event.base: Release(event.base, 0, self.number + 1)}
         self.answers = {event.base: {}}
         self.refusals = {}
@@ -220,7 +221,9 @@ class BufferMachine:
         self.phase, self.base, self.rounds, self.committed = was.phase, was.base, was.rounds, was.committed
         self.number, self.stopping = was.number, was.stopping
         self.abandoned_in_a_row, self.slowest_s = was.abandoned_in_a_row, was.slowest_s
-        self.last_why, self.here = was.last_why, self.here | set(event.here)
+        self.last_why, self.ending = was.last_why, was.stopping
+        if was.phase is not Phase.GATHERING:  # else they are waited for anew
+            self.here |= set(event.here)
         self.releases = {release.base: release for release in was.releases}
         self.answers = {base: {} for base in self.releases}
         self._restock(event)
@@ -247,7 +250,7 @@ class BufferMachine:
     def _stop(self, event: StopAsked, now: Seconds) -> Effects:
         if self.phase in {Phase.IDLE, Phase.OVER}:
             return
-        self.stopping = True
+        self.stopping, self.ending = self.stopping or event.lasting, True
         if self.phase is Phase.GATHERING:
             yield from self._end("stopped")
         elif self.phase is Phase.ROUND:
@@ -262,7 +265,7 @@ class BufferMachine:
             return
         if self.committed >= self.rounds:
             yield from self._end("")
-        elif self.stopping:
+        elif self.ending:
             yield from self._end("stopped")
         elif self.abandoned_in_a_row >= ABANDONED_MAX:
             yield from self._end(
@@ -315,7 +318,7 @@ class BufferMachine:
         if not self._is_collecting():
             return ()
         ready = self.here - self.at_work.keys() - self.answers[self.base].keys()
-        if self.stopping:  # only who was asked before, and may have lost its task
+        if self.ending:  # only who was asked before, and may have lost its task
             ready &= self.releases[self.base].asked
         size = self.policy.cohort_size
         free = None if size is None else max(0, size - len(self.at_work))
@@ -345,7 +348,7 @@ class BufferMachine:
             return
         if len(self.shelf.taken()) >= self.buffer.least:
             yield from self._merge()
-        elif self.stopping:
+        elif self.ending:
             yield from self._abandon("stopped", now)
         elif self.overdue and not self.at_work:
             yield from self._abandon("nobody is left to be asked", now)
@@ -482,5 +485,5 @@ class BufferMachine:
         """Tell whether another merge is to come in this run."""
         if self.phase is Phase.OVER:
             return False
-        more = not self.stopping and self.committed + bool(self.merging) < self.rounds
+        more = not self.ending and self.committed + bool(self.merging) < self.rounds
         return self._is_collecting() or more

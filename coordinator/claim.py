@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from common import limits
 from common.crew import in_background
-from common.errors import AlreadyRunningError
+from common.errors import RivalError
 from common.messages import Presence, Status
 from common.voice import Voice
 from coordinator.ledger import Ledger
@@ -43,7 +43,7 @@ class Claim:
         return self.is_made and status.state is Presence.ONLINE and theirs > ours
 
     async def make(self) -> None:
-        """Take the federation's next epoch. Raises: AlreadyRunningError, StorageError."""
+        """Take the federation's next epoch. Raises: RivalError, StorageError."""
         predecessor = await in_background(self._ledger.take_over, self._voice.boot)
         await self._linked.wait()
         other = await self._next(limits.CLAIM_QUIET_S)
@@ -60,9 +60,7 @@ class Claim:
         while (left := until - time.monotonic()) > 0:
             status = await self._next(left)
             if status is not None and status.answers == self._voice.boot:
-                raise AlreadyRunningError(
-                    f"a coordinator of {self._voice.topics.federation} is running already (boot {other.boot})"
-                )
+                raise RivalError(f"a coordinator of {self._voice.topics.federation} is running already")
 
     async def _next(self, seconds: float) -> Status | None:
         with suppress(TimeoutError):

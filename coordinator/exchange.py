@@ -149,10 +149,12 @@ class Exchange:
     async def answer(self, client: ClientId, offer: Offered, settled: Settled) -> None:
         """Tell a client what became of an update."""
         if settled.refused:
-            about = {"client": client, "reason": settled.refused, "detail": settled.detail}
+            update = offer.update
+            about: dict[str, object] = {"run": update.run, "round": update.round, "client": client}
+            about |= {"reason": settled.refused, "detail": settled.detail}
             level = logging.ERROR if settled.refused is Reason.EQUIVOCATION else logging.WARNING
-            logger.log(level, "update.refused", extra=log.facts(round=offer.update.round, **about))
-            self._report({"event": "update.refused", "round": offer.update.round, **about})
+            logger.log(level, "update.refused", extra=log.facts(**about))
+            self._report({"event": "update.refused", **about})
         await self._tell(client, _verdict(offer, settled))
 
     async def discard(self, *digests: Digest) -> None:

@@ -39,7 +39,7 @@ def summary(
         train_loss=mean((update.loss, update.examples) for update in updates),
         local_loss=mean((update.local_loss, update.local_examples) for update in updates),
         local_accuracy=mean((update.local_accuracy, update.local_examples) for update in updates),
-        clients=len(updates),
+        clients=len({update.client for update in updates}),
         refused=dict(Counter(reason for _, reason in closed.refusals)),
         examples=sum(update.examples for update in updates),
         seconds=seconds,
@@ -49,6 +49,12 @@ def summary(
         outcome="committed" if closed.committed else f"abandoned: {closed.why}",
         model=closed.model if closed.committed else None,
     )
+
+
+def total(rounds: Iterable[Summary]) -> Traffic:
+    """Add up what rounds have received and sent."""
+    each = [(one.bytes_up, one.bytes_down) for one in rounds]
+    return Traffic(sum(up for up, _ in each), sum(down for _, down in each))
 
 
 def mean(pairs: Iterable[tuple[float | None, int]]) -> float | None:

@@ -68,6 +68,7 @@ class StopAsked:
     """The run is to end: after the open round, or at once."""
 
     now: bool = False
+    lasting: bool = True  # a coordinator that is killed before that ends it when it is back
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Snapshot:
     committed: int
     number: int
     first: bool
-    stopping: bool
+    stopping: bool  # by an operator's word that lasts
     abandoned_in_a_row: int
     slowest_s: Seconds | None
     last_why: str
@@ -259,7 +260,8 @@ class RunMachine:
     merging: tuple[Offered, ...] = ()  # in order
     spent: dict[ClientId, Reason] = field(default_factory=dict)  # whose one update from this base was refused
     first: bool = True  # the run's first round is still to come
-    stopping: bool = False
+    ending: bool = False  # with the open round
+    stopping: bool = False  # the same, by a word that lasts
     abandoned_in_a_row: int = 0
     slowest_s: Seconds | None = None  # answer in the last round, or in an earlier one if somebody missed it
     last_why: str = ""
@@ -348,7 +350,7 @@ class RunMachine:
             return
         self.phase, self.round = Phase.GATHERING, None
         self.base, self.rounds, self.committed = event.base, event.rounds, 0
-        self.stopping, self.abandoned_in_a_row, self.first = False, 0, True
+        self.stopping, self.ending, self.abandoned_in_a_row, self.first = False, False, 0, True
         self.spent.clear()
         self.releases = {event.base: Release(event.base, 0, self.number + 1)}
         yield Remember(self.snapshot())
@@ -366,7 +368,9 @@ class RunMachine:
             was.last_why,
         )
         self.releases = {release.base: release for release in was.releases}
-        self.here |= set(event.here)
+        self.ending = was.stopping
+        if was.phase is not Phase.GATHERING:  # else they are waited for anew
+            self.here |= set(event.here)
         self.spent = dict(event.refused)
         if was.phase is Phase.ROUND:
             yield from self._reopen(event, now)
@@ -411,7 +415,7 @@ class RunMachine:
     def _stop(self, event: StopAsked, now: Seconds) -> Effects:
         if self.phase in {Phase.IDLE, Phase.OVER}:
             return
-        self.stopping = True
+        self.stopping, self.ending = self.stopping or event.lasting, True
         if self.phase is Phase.GATHERING:
             yield Remember(self.snapshot())
             yield from self._end("stopped")
@@ -558,7 +562,7 @@ class RunMachine:
             return
         if self.committed >= self.rounds:
             yield from self._end("")
-        elif self.stopping:
+        elif self.ending:
             yield from self._end("stopped")
         elif self.abandoned_in_a_row >= ABANDONED_MAX:
             yield from self._end(
@@ -611,4 +615,4 @@ class RunMachine:
         if self.round is not None and self.round.phase is RoundPhase.REPORTING:
             return True
         merging = self.round is not None and self.round.phase is RoundPhase.MERGING
-        return not self.stopping and self.committed + merging < self.rounds
+        return not self.ending and self.committed + merging < self.rounds

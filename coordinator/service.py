@@ -26,9 +26,9 @@ from common.crew import Crew, in_background
 from common.driver import drive
 from common.durably import Durably
 from common.errors import (
-    AlreadyRunningError,
     DamagedError,
     FedmqError,
+    RivalError,
     SignatureError,
     StorageError,
 )
@@ -142,6 +142,7 @@ class Coordinator:
         self.attendance = Attendance()
         self.clients = Clients(model.schema.digest)
         self.outcome: EndRun | None = None
+        self.is_run_left = False  # to be resumed
         self._ledger = archive.ledger
         self._unfinished = unfinished
         self._report = report
@@ -182,7 +183,7 @@ class Coordinator:
     async def serve(self) -> EndRun | None:
         """Run until the run is over (on hold: until `leave`); returns how the last run ended, if one did.
 
-        Raises: AlreadyRunningError where another coordinator of the federation is here, or replaces us.
+        Raises: RivalError where another coordinator of the federation is here, or replaces us.
         """
         kinds = (Kind.INFO, Kind.STATUS, Kind.HEARTBEAT, Kind.REPLY)
         filters = [self.topics.client("+", kind) for kind in kinds]
@@ -205,10 +206,12 @@ class Coordinator:
         if self._is_idle:
             self._over.set()
         elif now:
-            self._log("run.left", run=self._run, round=self.machine.number)
+            self.is_run_left = True
+            self._log("run.left", run=self._run, round=self.machine.number, state_dir=str(self.state_dir))
             self._over.set()
         else:
-            self._run_inbox.put_nowait(StopAsked())
+            self._log("run.ending", run=self._run, round=self.machine.number)
+            self._run_inbox.put_nowait(StopAsked(lasting=False))
 
     async def _lead(self) -> None:
         """Make sure that nobody else coordinates, then go on with the run that was begun, or begin one."""
@@ -225,7 +228,7 @@ class Coordinator:
             )
             self._crew.spawn(drive(self.machine, self._run_inbox, self._perform), name="run")
             await self._announce()
-        except (AlreadyRunningError, DamagedError) as error:
+        except (RivalError, DamagedError) as error:
             self._give_up(error)
 
     def _recall(self) -> None:
@@ -303,7 +306,7 @@ class Coordinator:
             if status.state is not Presence.ONLINE and self._claim.is_made and not self._over.is_set():
                 self._crew.spawn(self.notices.presence(Presence.ONLINE))  # a late will of ours
         elif self._claim.is_lost_to(status):
-            self._give_up(AlreadyRunningError(f"another coordinator has taken {self.topics.federation} over"))
+            self._give_up(RivalError(f"another coordinator has taken {self.topics.federation} over"))
         elif self._claim.is_made:
             self._crew.spawn(self.notices.presence(Presence.ONLINE, answers=status.boot))
         else:
@@ -336,7 +339,11 @@ class Coordinator:
             reason, detail = problem
             logger.warning("client.refused", extra=log.facts(client=client, reason=reason, detail=detail))
             self._report({"event": "client.refused", "client": client, "reason": reason, "detail": detail})
-        elif self.clients.may_take_part(client):
+            return
+        ours = self.policy.config.get("data.dataset", info.dataset)
+        if info.dataset != ours:
+            self._log("client.differs", client=client, dataset=info.dataset, ours=ours)
+        if self.clients.may_take_part(client):
             self._run_inbox.put_nowait(ClientCame(client))
 
     async def _offered(self, client: ClientId, offer: Offered) -> None:
@@ -460,7 +467,10 @@ class Coordinator:
         self._run_began, self._run_traffic = time.monotonic(), self._traffic()
         await self._durably(self.archive.take_up, unfinished, self.model, self.voice.epoch)
         await self._durably(self.archive.write_out, self.model, None)
-        self._summaries.extend(await self._durably(self.archive.summaries))
+        before = await self._durably(self.archive.summaries)
+        self._run_began -= sum(one.seconds for one in before)
+        self._run_traffic = self._run_traffic.since(results.total(before))
+        self._summaries.extend(before)
         self._last = self._summaries[-1] if self._summaries else None
         self._log("run.resumed", run=self._run, round=unfinished.number)
         if unfinished.snapshot:

@@ -29,7 +29,8 @@ async def serve(
     """
     me = client_id(name)
     directory = parts.state_dir(settings, Role.CLIENT, me)
-    with files.held(directory), closing(Database(directory / outbox.FILE, outbox.TABLES)) as database:
+    owner = f"{me} of {settings.federation}"
+    with files.held(directory, owner), closing(Database(directory / outbox.FILE, outbox.TABLES)) as database:
         kept = Outbox(
             database,
             bytes_max=settings.outbox.megabytes_max * 2**20,

@@ -89,6 +89,40 @@ def test_a_coordinator_that_is_killed_goes_on_and_ends_in_the_same_model(parts, 
     assert finish("coordinator", *flags)[0] == 3  # nothing is left to be resumed
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_coordinator_that_is_told_twice_or_terminated_leaves_its_run(parts, tmp_path, number, code):
+    port = free_port()
+    linked = ("--broker", f"127.0.0.1:{port}", "--num-clients", "1")
+    parts("broker", "--port", port).wait_for("broker.listening")
+    parts("client", "--client-id", "client-1", *linked)
+    flags = ("--state-dir", tmp_path, "--num-rounds", "3", "--local-epochs", "200", *linked)
+    coordinator = parts("coordinator", *flags)
+    coordinator.wait_for("round.started")
+    if number == signal.SIGINT:
+        coordinator.interrupt()
+        coordinator.wait_for("run.ending")
+    coordinator.process.send_signal(number)
+    assert coordinator.ended() == code
+    (left,) = coordinator.named("run.left")
+    again = parts("coordinator", "--resume", "--state-dir", tmp_path, *linked[:2])
+    assert again.ended() == 0, again.stderr
+    (ended,) = again.named("run.finished")
+    assert (ended["run"], ended["rounds"], ended["completed"]) == (left["run"], 3, True)
+    assert ended["bytes_up"] >= sum(one["bytes_up"] for one in again.named("round.finished"))
+
+
+def test_a_run_that_is_not_resumed_is_closed_and_that_is_said(parts, tmp_path):
+    port = free_port()
+    flags = ("--state-dir", tmp_path, "--num-clients", "1", "--broker", f"127.0.0.1:{port}")
+    parts("broker", "--port", port).wait_for("broker.listening")
+    coordinator = parts("coordinator", *flags)
+    run = coordinator.wait_for("run.started")["run"]
+    kill(coordinator)
+    again = parts("coordinator", *flags)
+    assert again.wait_for("run.closed")["run"] == run
+    assert again.wait_for("run.started")["run"] != run
+
+
 def test_a_resumed_run_keeps_its_settings(parts, tmp_path):
     port = free_port()
     linked = ("--num-clients", "1", "--broker", f"127.0.0.1:{port}")

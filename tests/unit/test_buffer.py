@@ -585,8 +585,9 @@ def test_a_restart_keeps_what_had_failed_and_what_was_asked():
 def test_a_restart_while_gathering_gathers():
     machine = BufferMachine(RunPolicy(seed=0, wait_for=2), BufferPolicy(2))
     machine.handle(Started(BASE, 1), 0)
-    again, effects = resumed(machine, here="a")
-    assert effects == [Gather(here=1, needed=2)]
+    again, effects = resumed(machine, here="ab")
+    assert effects == [Gather(here=0, needed=2)]  # they are waited for anew
+    again.handle(ClientCame(A), 1)
     assert isinstance(said(again.handle(ClientCame(B), 1))[0], OpenRound)
     machine.handle(StopAsked(), 1)
     assert resumed(machine)[1] == []

@@ -427,6 +427,26 @@ def test_a_second_run_asks_who_was_refused_in_the_first():
     assert [effect for effect in effects if isinstance(effect, Assign)] == [Assign(A), Assign(B)]
 
 
+@pytest.mark.parametrize("lasting", [True, False])
+def test_a_stop_that_lasts_holds_across_a_restart(lasting):
+    machine = run_of()
+    machine.handle(StopAsked(lasting=lasting), 1)
+    assert not machine.shelf.taken()
+    again, _ = resumed(machine)
+    play(again, 101)
+    (first, *_) = again.handle(Evaluated(), 102)
+    assert isinstance(first, EndRun if lasting else OpenRound)
+
+
+def test_a_run_that_was_gathering_waits_for_its_clients_anew():
+    machine = Run(RunPolicy(seed=0, wait_for=2))
+    machine.handle(Started(BASE, 1), 0)
+    again = Run(machine.policy)
+    assert again.handle(Resumed(machine.snapshot(), (), (), (), (A, B)), 100) == (Gather(here=0, needed=2),)
+    again.handle(ClientCame(A), 101)
+    assert again.handle(ClientCame(B), 102)[0] == OpenRound(1, BASE, (A, B), 600.0)
+
+
 def test_a_run_that_stopped_between_rounds_goes_on_with_the_next():
     machine = run_of()
     answer(machine, "a", 2)

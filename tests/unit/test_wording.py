@@ -51,6 +51,10 @@ def test_what_is_not_known_is_a_dash():
     assert list(wording.cells({"round": 1}).values())[1:] == ["-", "-", "", "-", "-", "-", "-"]
 
 
+def test_training_from_before_a_round_is_not_taken_off_it():
+    assert wording.cells({**ROUND, "train_seconds": 2.0})["other s"] == "-"
+
+
 def test_without_central_scores_the_clients_are_shown():
     event = {**ROUND, "loss": None, "accuracy": None, "local_loss": 2.0, "local_accuracy": 0.5}
     assert list(wording.cells(event).values())[1:3] == ["2.0000", "0.5000"]
@@ -78,7 +82,14 @@ def test_what_goes_well_is_not_remarked_upon(event):
     ("event", "words"),
     [
         ({"event": "storage.refused", "why": "full"}, "the disk takes nothing: full; the run waits"),
-        ({"event": "run.left", "run": "r"}, "run r is not over: --resume goes on with it"),
+        (
+            {"event": "run.left", "run": "r", "state_dir": "/s"},
+            "run r is not over: --resume with the state in /s goes on with it",
+        ),
+        (
+            {"event": "update.refused", "client": "a", "run": "r", "round": 3, "reason": "too-late"},
+            "a's update of round 3 in r was refused: too-late",
+        ),
         ({"event": "outbox.full", "part": "client-1", "error": "e"}, "client-1: no room for an update: e"),
         ({"event": "broker.unreachable", "why": "refused"}, "here: no broker: refused; trying again"),
         ({"event": "client.offline", "client": "a", "why": "silent"}, "a is away: silent"),
