@@ -145,13 +145,13 @@ class Archive:
     ) -> None:
         """Write down a round's end, all of it or nothing; `write_out` follows with the files."""
         assert self.run is not None
-        merged = [(one.update.client, Digest(one.update.delta.digest)) for one in closed.updates]
+        merged = [(one.update.client, one.update.base) for one in closed.updates]
         told = tuple(self.ledger.unsaid(self.run))
         spelled = json.dumps(metrics)
         proofs = self.ledger.proofs(self.run, merged)
         if self._terms.keep_updates:
             with files.said_plainly():
-                for _, delta in merged:
+                for delta in (Digest(one.update.delta.digest) for one in closed.updates):
                     self.folder.keep(delta, self._store.read(delta))
         line = self._sealed(
             Concluded(

@@ -72,7 +72,7 @@ class Ended:
     number: int
     model: Digest
     memory: tuple[Digest, ...]
-    merged: tuple[tuple[ClientId, Digest], ...]  # deltas
+    merged: tuple[tuple[ClientId, str], ...]  # by client and base
     metrics: str  # its line in metrics.jsonl
     line: bytes  # its line in the transcript
     told: tuple[Refusal, ...]  # in that line
@@ -155,8 +155,8 @@ class Ledger:
                 (run, ended.number, ended.model, " ".join(ended.memory), ended.metrics),
             )
             rows.executemany(
-                "UPDATE offer SET merged = ? WHERE run = ? AND client = ? AND delta = ?",
-                [(ended.number, run, client, delta) for client, delta in ended.merged],
+                "UPDATE offer SET merged = ? WHERE run = ? AND client = ? AND base = ? AND refused IS NULL",
+                [(ended.number, run, client, base) for client, base in ended.merged],
             )
             _add_line(rows, run, ended.line, ended.told)
             rows.execute("UPDATE run SET snapshot = ? WHERE id = ?", (snapshot, run))
@@ -255,9 +255,9 @@ class Ledger:
         """Let an update that was taken, and not merged, count no more."""
         with self._database.transaction() as rows:
             rows.execute(
-                "UPDATE offer SET refused = ? WHERE run = ? AND client = ? AND delta = ?"
+                "UPDATE offer SET refused = ? WHERE run = ? AND client = ? AND base = ? AND delta = ?"
                 " AND refused IS NULL AND merged IS NULL",
-                (reason, offer.update.run, offer.client, offer.delta),
+                (reason, offer.update.run, offer.client, offer.update.base, offer.delta),
             )
 
     def revoked(self, client: ClientId) -> list[Offered]:
@@ -322,14 +322,10 @@ class Ledger:
         sql = "SELECT delta FROM offer WHERE refused IS NULL AND merged IS NULL"
         return {delta for (delta,) in self._database.rows(sql)}
 
-    def proofs(self, run: RunId, merged: Sequence[tuple[ClientId, Digest]]) -> list[bytes]:
-        """Read the signed envelopes that updates came in."""
-        return [
-            self._database.rows(
-                "SELECT proof FROM offer WHERE run = ? AND client = ? AND delta = ?", run, client, delta
-            )[0][0]
-            for client, delta in merged
-        ]
+    def proofs(self, run: RunId, taken: Sequence[tuple[ClientId, str]]) -> list[bytes]:
+        """Read the signed envelopes that updates came in, by client and base."""
+        sql = "SELECT proof FROM offer WHERE run = ? AND client = ? AND base = ? AND refused IS NULL"
+        return [self._database.rows(sql, run, client, base)[0][0] for client, base in taken]
 
     def _answer(self, rows: Connection, update: Update) -> Settled | None:
         key = (update.run, update.client, update.base)
@@ -392,8 +388,8 @@ def _add_line(rows: Connection, run: RunId, line: bytes, told: Sequence[Refusal]
     """Add a line to the transcript; of the refusals in it no other line tells."""
     rows.execute("INSERT INTO line SELECT ?, COUNT(*), ? FROM line WHERE run = ?", (run, line, run))
     rows.executemany(
-        "UPDATE offer SET said = 1 WHERE run = ? AND client = ? AND delta = ?",
-        [(run, refusal.client, refusal.delta) for refusal in told],
+        "UPDATE offer SET said = 1 WHERE run = ? AND client = ? AND base = ? AND delta = ?",
+        [(run, refusal.client, refusal.base, refusal.delta) for refusal in told],
     )
 
 
