@@ -10,16 +10,19 @@ the ledger in one transaction with what it tells. 3. Whatever raises a StorageEr
 import base64
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
 
-from common import envelope, files
+from common import compression, envelope, files
 from common.blobs import BlobStore
+from common.errors import NotFoundError
 from common.identity import Identity
 from common.ids import Digest, RunId, sha256
 from common.messages import Reason, Summary
+from common.tensors import Schema
 from coordinator import registry, transcript
 from coordinator.ledger import Ended, Ledger, Unfinished
 from coordinator.model import GlobalModel
@@ -53,8 +56,8 @@ class Archive:
         self._previous = transcript.ZEROS
         self._introduced: set[bytes] = set()  # kids whose certificate is in the transcript
         self._written: tuple[int, int] | None = None  # lines of metrics and transcript; None: who knows
-        if (newest := ledger.newest()) is not None:
-            self._follow(newest)
+        if (newest := ledger.newest()) is not None and ledger.unfinished() is None:
+            self._follow(newest)  # a run that is not over is mended when it is taken up, or left
             self._write()
 
     @property
@@ -103,12 +106,22 @@ class Archive:
         """End the runs that no coordinator ended: what was taken for them counts no more."""
         while (unfinished := self.ledger.unfinished()) is not None:
             self._follow(unfinished.run)
+            self._save(unfinished)
             for offer in self.ledger.waiting(unfinished.run):
                 self.ledger.revoke(offer, Reason.RUN_OVER)
             committed = self._snapshot(unfinished).committed if unfinished.snapshot else 0
             ended = EndRun(unfinished.model, committed, completed=False, why="left unfinished")
             self.finish(ended, {"event": "run.finished", "run": self.run, **asdict(ended)})
             self._write()
+
+    def _save(self, unfinished: Unfinished) -> None:
+        """Keep the model of a run's last committed round: there may have been no time for it."""
+        opened = transcript.read(self.ledger.lines(unfinished.run)[0]).fact
+        assert isinstance(opened, Opened)
+        schema = Schema.from_wire(opened.tensors)
+        with files.said_plainly(), suppress(NotFoundError):  # it was deleted by hand
+            data = self._store.read(unfinished.model)
+            self.folder.save(schema, compression.decode("none", data, schema.elements), unfinished.number)
 
     def _snapshot(self, unfinished: Unfinished) -> Snapshot:
         return msgspec.json.decode(unfinished.snapshot, type=Snapshot)

@@ -218,11 +218,22 @@ def test_the_proof_of_an_update_is_its_own(ledger, offer, order):
     assert ledger.proofs(RUN, keys[::-1]) == [offer("bob").proof, taken.proof]
 
 
-def test_the_proof_of_an_update_is_not_that_of_a_refused_one_from_its_base(ledger, offer):
+@pytest.mark.parametrize(("first", "second"), [("one", "two"), ("two", "one")])
+def test_the_proof_of_an_update_is_not_that_of_a_refused_one_from_its_base(ledger, offer, first, second):
+    ledger.settle(offer(word=first, run=OTHER_RUN), TAKEN)
+    ledger.settle(offer(word=first), NAN)
+    ledger.settle(offer(word=second), TAKEN)
+    assert ledger.proofs(RUN, [(ANN, BASE)]) == [offer(word=second).proof]
+
+
+def test_what_is_refused_is_never_merged_and_leaves_no_envelope(ledger, offer):
+    """A flood of them is small."""
+    ledger.begin(RUN, "{}", FIRST, b"opened")
     ledger.settle(offer(word="nan"), NAN)
     ledger.settle(offer(word="good"), TAKEN)
-    ledger.settle(offer(word="good", run=OTHER_RUN), TAKEN)
-    assert ledger.proofs(RUN, [(ANN, BASE)]) == [offer(word="good").proof]
+    ledger.end_round(RUN, ended(1, merged=[offer()]), "")
+    sql = "SELECT length(proof) > 0, merged FROM offer ORDER BY id"
+    assert ledger._database.rows(sql) == [(0, None), (1, 1)]
 
 
 def test_a_blob_is_needed_while_some_update_of_it_is_to_be_merged(ledger, offer):
@@ -306,6 +317,7 @@ def test_who_was_refused_from_a_base_is_not_listed_where_another_update_was_take
     ledger.settle(offer("eve"), TAKEN)
     ledger.settle(offer("eve", base=OTHER_BASE), NAN)
     ledger.settle(offer("eve", run=OTHER_RUN), NAN)
+    ledger.settle(offer("ann", run=OTHER_RUN), TAKEN)
     assert ledger.refused(RUN, BASE) == [(ANN, Reason.NOT_FINITE)]
     assert ledger.refused(RUN, OTHER_BASE) == [(ClientId("eve"), Reason.NOT_FINITE)]
 
@@ -370,6 +382,8 @@ def test_of_several_runs_the_newest_is_the_one_that_was_begun_last(ledger):
     for run in (earlier, later):
         ledger.begin(run, run, FIRST, b"opened")
     ledger.end_round(earlier, ended(1, SECOND), "there")
+    ledger.remember(later, "here")
+    assert ledger.unfinished().snapshot == "here"
     assert (ledger.newest(), ledger.unfinished().run) == (later, later)
     assert ledger.unfinished().model == FIRST
     ledger.finish(later, "metrics", b"closed", [])
