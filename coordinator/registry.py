@@ -50,7 +50,8 @@ class RunFolder:
         data = to_safetensors(schema, model, {"round": str(number), "run": self.path.name})
         files.replace(self.checkpoints / f"round-{number:05d}.safetensors", data)
         files.replace(self.model, data)
-        for old in sorted(self.checkpoints.glob("round-*.safetensors"))[:-CHECKPOINTS_KEPT]:
+        found = self.checkpoints.glob("round-*.safetensors")
+        for old in sorted(found, key=lambda path: (len(path.name), path.name))[:-CHECKPOINTS_KEPT]:
             old.unlink()
 
     def keep(self, digest: Digest, data: bytes) -> None:

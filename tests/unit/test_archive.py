@@ -293,6 +293,15 @@ def test_each_line_vouches_for_its_line_of_metrics(site):
     assert [json.loads(line).get("round") for line in lines] == [1, 2, 3, None]
 
 
+def test_a_round_tells_of_who_declined_in_it(site):
+    site.begin()
+    for number, name in ((1, "ann"), (2, "bob")):
+        site.ledger.decline(RUN, number, ClientId(name), Reason.DIVERGED)
+    for number in (1, 2):
+        site.end_round(number)
+    assert [[one.client for one in fact.declined] for fact in site.facts()[1:]] == [["ann"], ["bob"]]
+
+
 def test_without_the_updates_a_run_keeps_no_blobs(made):
     site = made(keep_updates=False)
     play(site, STORY)
