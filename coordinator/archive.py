@@ -223,7 +223,6 @@ class Archive:
             )
         )
         self.ledger.finish(self.run, spelled, line, told)
-        self._moved_on(line)
 
     def _follow(self, run: RunId) -> None:
         """Read where a run's transcript stands."""

@@ -238,6 +238,10 @@ def content(path):
     return model.tolist(), number
 
 
+def said(site):
+    return site.folder.transcript.read_bytes() if site.folder.transcript.is_file() else b""
+
+
 # --- a run that nothing interrupts ----------------------------------------------------------------
 
 
@@ -501,6 +505,36 @@ def test_a_run_is_left_once_whatever_is_killed_meanwhile(site):
     assert [(one.client, one.reason) for one in site.facts()[-1].refusals] == [("bob", Reason.RUN_OVER)]
 
 
+def test_several_runs_that_no_coordinator_ended_are_all_ended(site):
+    play(site, STORY[:8])
+    site.begin(RunId("run-2"))
+    site.start()
+    site.archive.leave_unfinished()
+    assert site.ledger.unfinished() is None
+    for run in (RUN, RunId("run-2")):
+        assert site.require_in_step(run).over
+
+
+@pytest.mark.parametrize("steps", [8, len(STORY)])
+def test_a_folder_that_was_deleted_keeps_no_coordinator_from_starting(site, steps):
+    play(site, STORY[:steps])
+    shutil.rmtree(site.folder.path)
+    site.start()
+    site.archive.leave_unfinished()
+    assert site.folder.transcript.read_bytes() == joined(site.ledger.lines(RUN))
+    assert site.folder.metrics.read_bytes() == joined(site.ledger.metrics(RUN))
+
+
+def test_a_run_whose_folder_was_deleted_can_be_taken_up(site):
+    play(site, STORY[:8])
+    shutil.rmtree(site.folder.path)
+    site.start()
+    site.take_up()
+    play(site, STORY[8:])
+    assert site.folder.transcript.read_bytes() == joined(site.ledger.lines(RUN))
+    assert content(site.folder.model)[1] == 3
+
+
 # --- a disk that takes nothing --------------------------------------------------------------------
 
 
@@ -513,9 +547,11 @@ def test_files_that_could_not_be_written_are_whole_when_they_can_be(site, number
     if path.exists():
         path.rename(aside)
     path.mkdir()
+    others = said(site)
     for _ in range(2):
         with pytest.raises(StorageError):
             STORY[number][1](site)
+        assert name == "transcript" or said(site) == others  # it names what is in the other file
     path.rmdir()
     if aside.exists():
         aside.rename(path)
