@@ -73,6 +73,7 @@ class Archive:
         terms = self._terms
         with files.said_plainly():
             self.folder.create(terms.config)
+            config = sha256(self.folder.config.read_bytes())
             if self._terms.keep_updates:
                 self.folder.keep(model.digest, self._store.read(model.digest))
         line = self._sealed(
@@ -80,7 +81,7 @@ class Archive:
                 run=run,
                 federation=self._identity.federation,
                 coordinator=self._identity.certificate_der,
-                config=sha256(self.folder.config.read_bytes()),
+                config=config,
                 schema=model.schema.digest,
                 tensors=model.schema.to_wire(),
                 model=model.digest,

@@ -3,7 +3,7 @@
 import base64
 import json
 import shutil
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import msgspec
@@ -508,6 +508,7 @@ def test_a_run_is_left_once_whatever_is_killed_meanwhile(site):
 def test_several_runs_that_no_coordinator_ended_are_all_ended(site):
     play(site, STORY[:8])
     site.begin(RunId("run-2"))
+    spoil(site.folder.transcript, "all of it")
     site.start()
     site.archive.leave_unfinished()
     assert site.ledger.unfinished() is None
@@ -538,49 +539,76 @@ def test_a_run_whose_folder_was_deleted_can_be_taken_up(site):
 # --- a disk that takes nothing --------------------------------------------------------------------
 
 
+@contextmanager
+def in_the_way(path):
+    """Let what is at a path be something that can be neither written to nor entered: a link that leads nowhere."""
+    aside = path.with_name(f"{path.name}.aside")
+    if path.exists():
+        path.rename(aside)
+    path.symlink_to(path)
+    try:
+        yield
+    finally:
+        path.unlink()
+        if aside.exists():
+            aside.rename(path)
+
+
 @pytest.mark.parametrize("number", [number for number, step in enumerate(STORY) if step[0] == FILES])
 @pytest.mark.parametrize("name", ["metrics", "transcript"])
 def test_files_that_could_not_be_written_are_whole_when_they_can_be(site, number, name):
     play(site, STORY[:number])
-    path = getattr(site.folder, name)
-    aside = path.with_name("aside")
-    if path.exists():
-        path.rename(aside)
-    path.mkdir()
-    others = said(site)
-    for _ in range(2):
-        with pytest.raises(StorageError):
-            STORY[number][1](site)
-        assert name == "transcript" or said(site) == others  # it names what is in the other file
-    path.rmdir()
-    if aside.exists():
-        aside.rename(path)
+    with in_the_way(getattr(site.folder, name)):
+        others = said(site)
+        for _ in range(2):
+            with pytest.raises(StorageError):
+                STORY[number][1](site)
+            assert name == "transcript" or said(site) == others  # it names what is in the other file
     play(site, STORY[number:])
     site.require_in_step()
 
 
-def test_a_run_that_could_not_be_begun_can_be(site):
-    site.directory.joinpath("runs").write_text("in the way")
-    with pytest.raises(StorageError):
+@pytest.mark.parametrize("step", [Site.take_up, lambda site: site.archive.leave_unfinished()])
+def test_a_run_whose_model_could_not_be_written_is_taken_up_or_left_later(site, step):
+    play(site, STORY[:7])
+    lines = site.ledger.lines(RUN)
+    site.start()
+    with in_the_way(site.folder.checkpoints), pytest.raises(StorageError):
+        step(site)
+    assert site.ledger.lines(RUN) == lines
+    step(site)
+    site.require_in_step()
+
+
+def test_a_model_that_could_not_be_written_is_when_it_can_be(site):
+    play(site, STORY[:7])
+    before = said(site)
+    with in_the_way(site.folder.checkpoints), pytest.raises(StorageError):
+        site.write_out(1)
+    assert said(site) == before
+    play(site, STORY[7:])
+    site.require_in_step()
+
+
+@pytest.mark.parametrize("name", ["path", "checkpoints"])
+def test_a_run_that_could_not_be_begun_can_be(site, name):
+    path = getattr(site.folder, name)
+    path.parent.mkdir(parents=True)
+    with in_the_way(path), pytest.raises(StorageError):
         site.begin()
     assert site.ledger.newest() is None
-    site.directory.joinpath("runs").unlink()
     play(site, STORY)
     site.require_in_step()
 
 
 def test_a_round_whose_updates_could_not_be_kept_is_not_over(site):
     play(site, STORY[:6])
-    site.folder.blobs.rename(site.folder.path / "aside")
-    site.folder.blobs.write_text("in the way")
     before, model = site.ledger.lines(RUN), site.model.digest
     (_, merge) = STORY[6]
-    with pytest.raises(StorageError):
+    with in_the_way(site.folder.blobs), pytest.raises(StorageError):
         merge(site)
     assert site.ledger.lines(RUN) == before
     assert len(site.ledger.waiting(RUN)) == 2
-    site.folder.blobs.unlink()
-    (site.folder.path / "aside").rename(site.folder.blobs)
     site.committed = 0
     site.model.restore(model, ())
     play(site, STORY[6:])

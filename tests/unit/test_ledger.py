@@ -224,6 +224,7 @@ def test_the_proof_of_an_update_is_not_that_of_a_refused_one_from_its_base(ledge
     ledger.settle(offer(word=first), NAN)
     ledger.settle(offer(word=second), TAKEN)
     assert ledger.proofs(RUN, [(ANN, BASE)]) == [offer(word=second).proof]
+    assert ledger.proofs(OTHER_RUN, [(ANN, BASE)]) == [offer(word=first, run=OTHER_RUN).proof]
 
 
 def test_what_is_refused_is_never_merged_and_leaves_no_envelope(ledger, offer):
@@ -613,7 +614,7 @@ class Both:
         assert len(ledger.lines(RUN)) == 1 + self.number
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.lists(STEPS, max_size=14))
 def test_whatever_happens_every_update_has_one_answer_and_waits_until_it_counts(tmp_path_factory, ann, steps):
     """Settled, revoked, merged and restarted in any order, the ledger says what a dictionary says."""
