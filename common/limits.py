@@ -63,6 +63,7 @@ STALENESS_MAX = 20  # models made since the one that an update starts from
 
 # Coordinators
 CLAIM_S = 5.0  # for a coordinator that is said to be online to answer a new one
+CLAIM_KNOCK_S = 1.0  # it is asked again so often
 CLAIM_QUIET_S = 0.25  # nothing is retained of another one, if it has not come by then
 
 # Presence

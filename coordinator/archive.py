@@ -7,19 +7,21 @@ the ledger in one transaction with what it tells. 3. Whatever raises a StorageEr
 4. What a line of the transcript vouches for is in its file before that line is.
 """
 
-import base64
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
 
-from common import envelope, files
+from common import compression, envelope, files
 from common.blobs import BlobStore
+from common.errors import NotFoundError
 from common.identity import Identity
 from common.ids import Digest, RunId, sha256
 from common.messages import Reason, Summary
+from common.tensors import Schema
 from coordinator import transcript
 from coordinator.ledger import Ended, Ledger, Unfinished
 from coordinator.model import GlobalModel
@@ -59,8 +61,8 @@ class Archive:
         self._previous = transcript.ZEROS
         self._introduced: set[bytes] = set()  # kids whose certificate is in the transcript
         self._written: tuple[int, int] | None = None  # lines of metrics and transcript; None: who knows
-        if (newest := ledger.newest()) is not None:
-            self._follow(newest)
+        if (newest := ledger.newest()) is not None and ledger.unfinished() is None:
+            self._follow(newest)  # a run that is not over is mended when it is taken up, or left
             self._write()
 
     @property
@@ -76,6 +78,7 @@ class Archive:
         terms = self._terms
         with files.said_plainly():
             self.folder.create(terms.config)
+            config = sha256(self.folder.config.read_bytes())
             if self._terms.keep_updates:
                 self.folder.keep(model.digest, self._store.read(model.digest))
         line = self._sealed(
@@ -83,7 +86,7 @@ class Archive:
                 run=run,
                 federation=self._identity.federation,
                 coordinator=self._identity.certificate_der,
-                config=sha256(self.folder.config.read_bytes()),
+                config=config,
                 schema=model.schema.digest,
                 tensors=model.schema.to_wire(),
                 model=model.digest,
@@ -110,6 +113,7 @@ class Archive:
         left = []
         while (unfinished := self.ledger.unfinished()) is not None:
             self._follow(unfinished.run)
+            self._save(unfinished)
             for offer in self.ledger.waiting(unfinished.run):
                 self.ledger.revoke(offer, Reason.RUN_OVER)
             committed = self._snapshot(unfinished).committed if unfinished.snapshot else 0
@@ -118,6 +122,15 @@ class Archive:
             self._write()
             left.append(unfinished.run)
         return left
+
+    def _save(self, unfinished: Unfinished) -> None:
+        """Keep the model of a run's last committed round: there may have been no time for it."""
+        opened = transcript.read(self.ledger.lines(unfinished.run)[0]).fact
+        assert isinstance(opened, Opened)
+        schema = Schema.from_wire(opened.tensors)
+        with files.said_plainly(), suppress(NotFoundError):  # it was deleted by hand
+            data = self._store.read(unfinished.model)
+            self.folder.save(schema, compression.decode("none", data, schema.elements), unfinished.number)
 
     def _snapshot(self, unfinished: Unfinished) -> Snapshot:
         return msgspec.json.decode(unfinished.snapshot, type=Snapshot)
@@ -154,13 +167,13 @@ class Archive:
     ) -> None:
         """Write down a round's end, all of it or nothing; `write_out` follows with the files."""
         assert self.run is not None
-        merged = [(one.update.client, Digest(one.update.delta.digest)) for one in closed.updates]
+        merged = [(one.update.client, one.update.base) for one in closed.updates]
         told = tuple(self.ledger.unsaid(self.run))
         spelled = json.dumps(metrics)
         proofs = self.ledger.proofs(self.run, merged)
         if self._terms.keep_updates:
             with files.said_plainly():
-                for _, delta in merged:
+                for delta in (Digest(one.update.delta.digest) for one in closed.updates):
                     self.folder.keep(delta, self._store.read(delta))
         line = self._sealed(
             Concluded(
@@ -219,7 +232,6 @@ class Archive:
             )
         )
         self.ledger.finish(self.run, spelled, line, told)
-        self._moved_on(line)
 
     def _follow(self, run: RunId) -> None:
         """Read where a run's transcript stands."""
@@ -235,12 +247,7 @@ class Archive:
 
     def _newcomers(self, proofs: list[bytes]) -> dict[str, bytes]:
         """Give the certificates of those who are in the transcript for the first time."""
-        kids = {envelope.read(proof).kid for proof in proofs} - self._introduced
-        return {
-            known.kid.hex(): base64.b64decode(known.info.certificate)
-            for known in self.ledger.clients()
-            if known.info is not None and known.kid is not None and known.kid in kids
-        }
+        return self.ledger.certificates({envelope.read(proof).kid for proof in proofs} - self._introduced)
 
     def _sealed(self, fact: AnyFact) -> bytes:
         return transcript.seal(self._identity, self._previous, fact)

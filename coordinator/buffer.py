@@ -154,7 +154,7 @@ class BufferMachine:
             slowest_s=self.slowest_s,
             last_why=self.last_why,
             releases=tuple(self.releases.values()),
-            merging=tuple((offer.client, offer.delta) for offer in self.merging),
+            merging=tuple((offer.client, offer.update.base) for offer in self.merging),
         )
 
     def _handle(self, event: RunEvent, now: Seconds) -> Effects:  # noqa: C901, PLR0912 - one branch an event
@@ -236,7 +236,7 @@ class BufferMachine:
 
     def _restock(self, event: Resumed) -> None:
         """Put what was taken where it was, and know whose answers are known."""
-        taken = {(offer.client, offer.delta): offer for offer in event.taken}
+        taken = {(offer.client, offer.update.base): offer for offer in event.taken}
         self.merging = tuple(taken[key] for key in event.snapshot.merging)
         for key, offer in taken.items():
             told = Judge(offer, late=self._staleness(offer) > 0)

@@ -28,6 +28,7 @@ class Claim:
         self._notices, self._voice, self._ledger = notices, voice, ledger
         self._linked = asyncio.Event()
         self._other: asyncio.Queue[Status] = asyncio.Queue()
+        self._seen = 0  # the highest epoch of another coordinator
 
     def linked(self) -> None:
         """Hear that the link stands, and all that is retained is on its way."""
@@ -35,6 +36,7 @@ class Claim:
 
     def heard(self, status: Status) -> None:
         """Hear of another coordinator while the claim is being made."""
+        self._seen = max(self._seen, status.epoch)
         self._other.put_nowait(status)
 
     def is_lost_to(self, status: Status) -> bool:
@@ -46,19 +48,31 @@ class Claim:
         """Take the federation's next epoch. Raises: RivalError, StorageError."""
         predecessor = await in_background(self._ledger.take_over, self._voice.boot)
         await self._linked.wait()
-        other = await self._next(limits.CLAIM_QUIET_S)
+        other = await self._retained()
         if other is not None and other.state is Presence.ONLINE and other.boot != predecessor:
             await self._require_silence(other)
-        seen = other.epoch if other is not None else 0
-        self._voice.epoch = await in_background(self._ledger.raise_epoch, max(seen + 1, int(time.time())))
+        at_least = max(self._seen + 1, int(time.time()))
+        self._voice.epoch = await in_background(self._ledger.raise_epoch, at_least)
         self.is_made = True
+
+    async def _retained(self) -> Status | None:
+        """Hear what another one last said, if there was one; one without an epoch is a will, or only asks."""
+        until = time.monotonic() + limits.CLAIM_QUIET_S
+        while (left := until - time.monotonic()) > 0:
+            status = await self._next(left)
+            if status is not None and status.epoch > 0:
+                return status
+        return None
 
     async def _require_silence(self, other: Status) -> None:
         """Ask whether the other one is still here."""
-        await self._notices.knock()
-        until = time.monotonic() + limits.CLAIM_S
-        while (left := until - time.monotonic()) > 0:
-            status = await self._next(left)
+        knock_at = time.monotonic()
+        until = knock_at + limits.CLAIM_S
+        while (now := time.monotonic()) < until:
+            if now >= knock_at:  # more than once: the link may break
+                await self._notices.knock()
+                knock_at = now + limits.CLAIM_KNOCK_S
+            status = await self._next(min(knock_at, until) - now)
             if status is not None and status.answers == self._voice.boot:
                 raise RivalError(f"a coordinator of {self._voice.topics.federation} is running already")
 

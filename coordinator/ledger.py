@@ -11,7 +11,8 @@ returns it. 3. A round's end is one transaction: model, merged updates, transcri
 stands. Everything here blocks.
 """
 
-from collections.abc import Sequence
+import base64
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection
@@ -51,8 +52,9 @@ CREATE TABLE IF NOT EXISTS declined (
   PRIMARY KEY (run, round, client));
 CREATE TABLE IF NOT EXISTS line (
   run TEXT NOT NULL, number INTEGER NOT NULL, text BLOB NOT NULL, PRIMARY KEY (run, number));
+CREATE TABLE IF NOT EXISTS certificate (kid BLOB PRIMARY KEY, der BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS client (
-  id TEXT PRIMARY KEY, boot TEXT NOT NULL DEFAULT '', kid BLOB, info BLOB, here INTEGER NOT NULL DEFAULT 0);
+  id TEXT PRIMARY KEY, boot TEXT NOT NULL DEFAULT '', info BLOB, here INTEGER NOT NULL DEFAULT 0);
 """
 
 
@@ -72,7 +74,7 @@ class Ended:
     number: int
     model: Digest
     memory: tuple[Digest, ...]
-    merged: tuple[tuple[ClientId, Digest], ...]  # deltas
+    merged: tuple[tuple[ClientId, str], ...]  # by client and base
     metrics: str  # its line in metrics.jsonl
     line: bytes  # its line in the transcript
     told: tuple[Refusal, ...]  # in that line
@@ -97,7 +99,6 @@ class Known:
 
     client: ClientId
     boot: Boot
-    kid: bytes | None
     info: Info | None
     here: bool
 
@@ -155,8 +156,8 @@ class Ledger:
                 (run, ended.number, ended.model, " ".join(ended.memory), ended.metrics),
             )
             rows.executemany(
-                "UPDATE offer SET merged = ? WHERE run = ? AND client = ? AND delta = ?",
-                [(ended.number, run, client, delta) for client, delta in ended.merged],
+                "UPDATE offer SET merged = ? WHERE run = ? AND client = ? AND base = ? AND refused IS NULL",
+                [(ended.number, run, client, base) for client, base in ended.merged],
             )
             _add_line(rows, run, ended.line, ended.told)
             rows.execute("UPDATE run SET snapshot = ? WHERE id = ?", (snapshot, run))
@@ -227,11 +228,12 @@ class Ledger:
         update = offer.update
         with self._database.transaction() as rows:
             known = self._answer(rows, update)
-            if known is not None:
+            if known is not None and known.refused is not Reason.EQUIVOCATION:
                 return known
+            settled = known or settled
             if settled.refused is None or self._may_add_refusal(rows, update):
                 rows.execute(
-                    "INSERT INTO offer (run, client, base, delta, proof, refused, detail, late)"
+                    "INSERT OR IGNORE INTO offer (run, client, base, delta, proof, refused, detail, late)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         update.run,
@@ -255,9 +257,9 @@ class Ledger:
         """Let an update that was taken, and not merged, count no more."""
         with self._database.transaction() as rows:
             rows.execute(
-                "UPDATE offer SET refused = ? WHERE run = ? AND client = ? AND delta = ?"
+                "UPDATE offer SET refused = ? WHERE run = ? AND client = ? AND base = ? AND delta = ?"
                 " AND refused IS NULL AND merged IS NULL",
-                (reason, offer.update.run, offer.client, offer.delta),
+                (reason, offer.update.run, offer.client, offer.update.base, offer.delta),
             )
 
     def revoked(self, client: ClientId) -> list[Offered]:
@@ -322,14 +324,10 @@ class Ledger:
         sql = "SELECT delta FROM offer WHERE refused IS NULL AND merged IS NULL"
         return {delta for (delta,) in self._database.rows(sql)}
 
-    def proofs(self, run: RunId, merged: Sequence[tuple[ClientId, Digest]]) -> list[bytes]:
-        """Read the signed envelopes that updates came in."""
-        return [
-            self._database.rows(
-                "SELECT proof FROM offer WHERE run = ? AND client = ? AND delta = ?", run, client, delta
-            )[0][0]
-            for client, delta in merged
-        ]
+    def proofs(self, run: RunId, taken: Sequence[tuple[ClientId, str]]) -> list[bytes]:
+        """Read the signed envelopes that updates came in, by client and base."""
+        sql = "SELECT proof FROM offer WHERE run = ? AND client = ? AND base = ? AND refused IS NULL"
+        return [self._database.rows(sql, run, client, base)[0][0] for client, base in taken]
 
     def _answer(self, rows: Connection, update: Update) -> Settled | None:
         key = (update.run, update.client, update.base)
@@ -359,10 +357,17 @@ class Ledger:
         """Remember what a client said of itself, under which key."""
         with self._database.transaction(durable=False) as rows:
             rows.execute(
-                "INSERT INTO client (id, kid, info) VALUES (?, ?, ?)"
-                " ON CONFLICT (id) DO UPDATE SET kid = excluded.kid, info = excluded.info",
-                (client, kid, msgspec.json.encode(info)),
+                "INSERT INTO client (id, info) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET info = excluded.info",
+                (client, msgspec.json.encode(info)),
             )
+            certificate = base64.b64decode(info.certificate)
+            rows.execute("INSERT OR IGNORE INTO certificate VALUES (?, ?)", (kid, certificate))
+
+    def certificates(self, kids: Iterable[bytes]) -> dict[str, bytes]:
+        """Read the certificates, DER, of these keys, as far as they were ever heard; by the kid in hex."""
+        sql = "SELECT der FROM certificate WHERE kid = ?"
+        found = {kid.hex(): self._database.rows(sql, kid) for kid in sorted(kids)}
+        return {kid: rows[0][0] for kid, rows in found.items() if rows}
 
     def present(self, client: ClientId, boot: Boot, here: bool) -> None:
         """Remember that a client came, or left."""
@@ -375,16 +380,15 @@ class Ledger:
 
     def clients(self) -> list[Known]:
         """List the clients that were ever here."""
-        found = self._database.rows("SELECT id, boot, kid, info, here FROM client ORDER BY id")
+        found = self._database.rows("SELECT id, boot, info, here FROM client ORDER BY id")
         return [
             Known(
                 ClientId(name),
                 Boot(boot),
-                kid,
                 msgspec.json.decode(info, type=Info) if info else None,
                 bool(here),
             )
-            for name, boot, kid, info, here in found
+            for name, boot, info, here in found
         ]
 
 
@@ -392,8 +396,8 @@ def _add_line(rows: Connection, run: RunId, line: bytes, told: Sequence[Refusal]
     """Add a line to the transcript; of the refusals in it no other line tells."""
     rows.execute("INSERT INTO line SELECT ?, COUNT(*), ? FROM line WHERE run = ?", (run, line, run))
     rows.executemany(
-        "UPDATE offer SET said = 1 WHERE run = ? AND client = ? AND delta = ?",
-        [(run, refusal.client, refusal.delta) for refusal in told],
+        "UPDATE offer SET said = 1 WHERE run = ? AND client = ? AND base = ? AND delta = ?",
+        [(run, refusal.client, refusal.base, refusal.delta) for refusal in told],
     )
 
 

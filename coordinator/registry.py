@@ -42,15 +42,17 @@ class RunFolder:
 
     def create(self, config: Mapping[str, object]) -> None:
         """Begin a run."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         files.replace(self.config, json.dumps(config, indent=2).encode())
 
     def save(self, schema: Schema, model: NDArray[np.float32], number: int) -> None:
         """Keep a round's model, and of the checkpoints the last few."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         data = to_safetensors(schema, model, {"round": str(number), "run": self.path.name})
         files.replace(self.checkpoints / f"round-{number:05d}.safetensors", data)
         files.replace(self.model, data)
-        for old in sorted(self.checkpoints.glob("round-*.safetensors"))[:-CHECKPOINTS_KEPT]:
+        found = self.checkpoints.glob("round-*.safetensors")
+        for old in sorted(found, key=lambda path: (len(path.name), path.name))[:-CHECKPOINTS_KEPT]:
             old.unlink()
 
     def keep(self, digest: Digest, data: bytes) -> None:

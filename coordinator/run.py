@@ -103,7 +103,7 @@ class Snapshot:
     releases: tuple[Release, ...]
     cohort: tuple[ClientId, ...] = ()  # of the open round, as are those below
     policy: RoundPolicy | None = None
-    merging: tuple[tuple[ClientId, Digest], ...] = ()  # deltas, once the merge has begun
+    merging: tuple[tuple[ClientId, str], ...] = ()  # by client and base, once the merge has begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +307,7 @@ class RunMachine:
             releases=tuple(self.releases.values()),
             cohort=open_.cohort if open_ else (),
             policy=open_.policy if open_ else None,
-            merging=tuple((offer.client, offer.delta) for offer in self.merging),
+            merging=tuple((offer.client, offer.update.base) for offer in self.merging),
         )
 
     def _handle(self, event: RunEvent, now: Seconds) -> Effects:
@@ -388,7 +388,7 @@ class RunMachine:
         """Go on with the open round: nobody is asked whose answer is known."""
         was = event.snapshot
         assert was.policy is not None
-        taken = {(offer.client, offer.delta): offer for offer in event.taken}
+        taken = {(offer.client, offer.update.base): offer for offer in event.taken}
         self.merging = tuple(taken[key] for key in was.merging)
         round_ = RoundMachine(self.number, was.base, was.cohort, was.policy)
         for client in was.cohort:

@@ -354,7 +354,9 @@ class Coordinator:
             await self.exchange.answer(client, offer, Settled(Reason.NOT_INVITED, "", late=False))
             return
         known = await self._durably(self._ledger.answer, update)
-        if known is not None:
+        if known is not None and known.refused is Reason.EQUIVOCATION:
+            await self.exchange.settle(Judge(offer, known.refused, known.detail))
+        elif known is not None:
             await self.exchange.answer(client, offer, known)
         elif update.run != self._run or self.machine.phase is Phase.OVER:
             ours = await self._durably(self._ledger.knows_run, update.run)

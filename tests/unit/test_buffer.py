@@ -327,7 +327,7 @@ def test_the_buffer_is_merged_when_it_is_full_sorted_by_client():
     deliver(machine, made("c"))
     judge, remembered, merge = deliver(machine, made("a"))
     assert judge == Judge(made("a"))
-    assert remembered.snapshot.merging == ((A, made("a").delta), (C, made("c").delta))
+    assert remembered.snapshot.merging == ((A, BASE), (C, BASE))
     assert merged(merge) == [("a", 0), ("c", 0)]
     (closed,) = machine.handle(Merged(model(1)), 5)
     assert isinstance(closed, CloseRound)
@@ -560,6 +560,19 @@ def test_a_restart_repeats_the_merge_and_keeps_what_came_meanwhile():
     assert merged(deliver(again, made("b", 1))[-1]) == [("b", 0), ("c", 1)]
 
 
+def test_a_restart_keeps_two_updates_of_one_client_apart_though_their_bytes_are_the_same():
+    machine = machine_of()
+    for client in "bc":
+        deliver(machine, made(client))
+    commit(machine)
+    both = [made("a", version, "same") for version in (0, 1)]
+    for offer in both:
+        merge = deliver(machine, offer)[-1]
+    assert merged(merge) == [("a", 1), ("a", 0)]
+    _, effects = resumed(machine, *both)
+    assert effects[-1] == merge
+
+
 def test_a_restart_after_a_round_was_recorded_opens_the_next_one():
     machine = machine_of(rounds=2)
     for client in "ab":
@@ -767,7 +780,7 @@ class Weather(RuleBasedStateMachine):
         effects = self.tell(event)
         if was.merging:
             (merge,) = [effect for effect in effects if isinstance(effect, Merge)]
-            again = tuple((c.update.client, c.update.delta.digest) for c in merge.updates)
+            again = tuple((c.update.client, c.update.base) for c in merge.updates)
             assert again == was.merging  # exactly
 
     @rule(at_once=st.booleans(), really=st.sampled_from([False] * 9 + [True]))

@@ -391,6 +391,25 @@ def test_what_came_late_while_a_merge_was_under_way_counts_in_the_next_round_of_
     ]
 
 
+def test_a_resumed_run_keeps_two_updates_of_one_client_apart_though_their_bytes_are_the_same():
+    machine = run_of(quorum_share=0.5, first_deadline_s=30)
+    answer(machine, "a", 2)
+    machine.handle(Tick(), 30)
+    machine.handle(Merged(model(1)), 31)
+    machine.handle(Evaluated(), 32)
+    late, fresh = (
+        Offered(update("b", number=number, base=base)) for number, base in ((1, BASE), (2, model(1)))
+    )
+    assert late.delta == fresh.delta
+    for offer in (late, fresh):
+        machine.handle(offer, 33)
+        machine.handle(Received(B, offer.delta), 33)
+    again, _ = resumed(machine, late, fresh)
+    (merge,) = [effect for effect in answer(again, "a", 101) if isinstance(effect, Merge)]
+    assert [one.update.base for one in merge.updates] == [model(1), BASE, model(1)]
+    assert resumed(again, late, fresh, Offered(update("a", number=2, base=model(1))))[1][-1] == merge
+
+
 def test_who_was_refused_before_a_restart_is_asked_for_nothing_more_from_that_model():
     machine = run_of(quorum_share=1, first_deadline_s=30)
     offer = Offered(update("a"))
