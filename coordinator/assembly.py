@@ -42,7 +42,7 @@ async def serve(settings: Settings, *, hold: bool, report: Report, resume: bool 
             settings = resuming.settings_of(settings, unfinished)
         elif resume and not hold:
             mend(ledger, directory)
-            raise NotFoundError(f"{directory} holds no run to be resumed")
+            raise NotFoundError(f"{directory} holds no run to be resumed", advice=resuming.NOTHING_TO_RESUME)
         coordinator = assembled(settings, ledger, unfinished, hold=hold, report=report)
         stopping.on_signals(
             gently=lambda: coordinator.leave(now=False), at_once=lambda: coordinator.leave(now=True)
