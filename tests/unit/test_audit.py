@@ -264,6 +264,7 @@ def test_the_coordinator_of_another_root_is_nobody(told, tmp_path):
 
 def test_with_another_root_nothing_after_the_first_line_is_looked_at(told, tmp_path):
     (told.folder.path / "config.json").unlink()
+    shutil.rmtree(told.folder.path / "blobs")
     report = audit.verify(told.folder.path, federation.root(tmp_path / "elsewhere"))
     assert [(finding.file, finding.line) for finding in report.findings] == [(TRANSCRIPT, 1)]
     assert "does not vouch for the coordinator" in report.findings[0].what
