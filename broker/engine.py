@@ -29,6 +29,7 @@ from common import limits, log
 from common.errors import ConfigError, TransportError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_BROKEN = "Start it again; its log tells what it did, and --log-level debug makes it tell more."
 PROBE_S = 0.02  # between two looks whether a child answers yet
 SBIN = "/usr/sbin:/usr/local/sbin"  # where Debian puts it, and users' PATH does not look
 
@@ -86,7 +87,7 @@ async def serve(policy: BrokerPolicy, ready: Callable[[str, int], None]) -> None
             for wait in waits:
                 wait.cancel()
             if broker.ended.is_set():
-                raise TransportError(f"the broker on port {broker.port} ended by itself")
+                raise TransportError(f"the broker on port {broker.port} ended by itself", advice=_BROKEN)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
@@ -111,7 +112,7 @@ async def _amqtt(policy: BrokerPolicy) -> AsyncIterator[Running]:
     try:
         await broker.start()
     except BrokerError as error:
-        raise TransportError(f"the broker did not start: {error}") from error
+        raise TransportError(f"the broker did not start: {error}", advice=_BROKEN) from error
     ws_port = broker.port_of("ws") if policy.ws_port is not None else None
     try:
         yield Running(policy.host, broker.port_of(), ws_port)
@@ -205,8 +206,10 @@ async def _until_ready(broker: Running, errors: Path) -> None:
                     return
                 await asyncio.sleep(PROBE_S)
     except TimeoutError:
-        raise TransportError(f"mosquitto did not answer within {limits.BROKER_START_S:.0f} s") from None
-    raise TransportError(f"mosquitto ended at once: {_last_line(errors)}")
+        raise TransportError(
+            f"mosquitto did not answer within {limits.BROKER_START_S:.0f} s", advice=_BROKEN
+        ) from None
+    raise TransportError(f"mosquitto ended at once: {_last_line(errors)}", advice=_BROKEN)
 
 
 def _last_line(errors: Path) -> str:

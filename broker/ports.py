@@ -7,6 +7,9 @@ import psutil
 
 from common.errors import TransportError
 
+_TAKEN = "Stop that program, or choose another port with --port or --ws-port; 0 takes any free one."
+_ELSEWHERE = "Choose another address with --host, or another port with --port or --ws-port."
+
 
 def check_free(host: str, port: int) -> None:
     """Make sure that a server could listen there. Raises: TransportError, naming the holder."""
@@ -25,7 +28,7 @@ def _bind(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
-        raise TransportError(f"host {host!r} has no address: {error.strerror}") from error
+        raise TransportError(f"host {host!r} has no address: {error.strerror}", advice=_ELSEWHERE) from error
     probe = socket.socket(family, kind, protocol)
     try:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -33,8 +36,13 @@ def _bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         probe.close()
         if error.errno == errno.EADDRINUSE:
-            raise TransportError(f"port {port} on {host} is taken by {_holder(port)}") from error
-        raise TransportError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+            raise TransportError(
+                f"port {port} on {host} is taken by {_holder(port)}",
+                advice=_TAKEN,
+            ) from error
+        raise TransportError(
+            f"cannot listen on {host} port {port}: {error.strerror}", advice=_ELSEWHERE
+        ) from error
     return probe
 
 

@@ -21,7 +21,8 @@
     └── ConfigError 78           settings that cannot work
         └── KeysMissingError     this machine holds no key of that participant
 
-The docstring of a class is what the operator reads under the sentence: what to do.
+What the operator reads under the sentence says what to do: the docstring of the class, or what the raiser knows better
+(`advice=`).
 Refusing a peer is not an error but a `common.messages.Reason`.
 """
 
@@ -33,10 +34,14 @@ class FedmqError(Exception):
 
     exit_code = 1
 
+    def __init__(self, *said: object, advice: str | None = None) -> None:
+        super().__init__(*said)
+        self._advice = advice
+
     @property
     def advice(self) -> str:
-        """What to do about it: the docstring of the class."""
-        return inspect.getdoc(type(self)) or ""
+        """What to do about it: what the raiser says, or else the docstring of the class."""
+        return self._advice or inspect.getdoc(type(self)) or ""
 
 
 class StorageError(FedmqError):
@@ -64,7 +69,7 @@ class UsageError(FedmqError):
 
 
 class NotFoundError(FedmqError):
-    """Check the name; `fedmq status` shows what there is."""
+    """Check the name, and the place that the message tells of."""
 
     exit_code = 3
 

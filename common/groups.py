@@ -190,6 +190,9 @@ class Run(Group):
     def _agree(self) -> "Run":
         if self.mode == "buffered" and self.late == "refuse":
             raise ValueError("in the buffered mode late updates always count: leave out late = refuse")
+        for name in ("buffer_size", "buffer_min", "buffer_per_client") if self.mode == "sync" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for the buffered mode: leave it out, or choose mode = buffered")
         return self
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from common.errors import ConfigError, UsageError
 
 T = TypeVar("T")
+_ADVICE = "Start it in the directory where the module is, or install it; the name is MODULE:ATTRIBUTE."
 Options = Mapping[str, Any]  # what a plug-in takes is its own affair
 
 
@@ -79,4 +80,4 @@ def _load(name: str, load: Callable[[], object]) -> object:
     try:
         return load()
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"{name!r} cannot be loaded: {error}") from error
+        raise UsageError(f"{name!r} cannot be loaded: {error}", advice=_ADVICE) from error

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from common.errors import FedmqError, UsageError, WireError, cause_of
+from common.errors import ConfigError, FedmqError, UsageError, WireError, cause_of
 from compose.options import (
     Alpha,
     BatchSize,
@@ -232,7 +232,10 @@ def coordinator(
         run__wait_for_clients=wait_for_clients,
         quiet_level="warning" if as_json else "error",  # the screen tells the rest
     )
-    _make_root(settings)
+    if resume:
+        _need_root(settings)
+    else:
+        _make_root(settings)
     from common import parts
     from common.identity import Role
     from compose import screen
@@ -296,19 +299,14 @@ def outbox(
 ) -> None:
     """Show what a client on this machine still owes, and what became of its last updates."""
     settings = _load(config, **_part_flags(locals()))
-    from common import outbox as kept
-    from common import parts
-    from common.identity import Role
     from compose import owed
 
-    path = parts.state_dir(settings, Role.CLIENT, client_id) / kept.FILE
-    report = _reporter(as_json=as_json)
     try:
-        waiting, outcomes = kept.look(path, owed.OUTCOMES_SHOWN)
+        found = owed.look(settings, client_id)
     except FedmqError as error:
         _fail(error)
-    for one in (*map(owed.entry, waiting), *map(owed.outcome, reversed(outcomes))):
-        report(one)
+    for said in map(json.dumps, owed.events(found)) if as_json else owed.lines(found):
+        print(said)
 
 
 @app.command()
@@ -422,8 +420,10 @@ def config_show(
 
 @keys_app.command("issue")
 def keys_issue(
-    role: Annotated[str, typer.Argument(help="coordinator, client, operator, dashboard or bridge.")],
-    name: Annotated[str, typer.Argument(help="The participant's id.")],
+    role: Annotated[
+        str, typer.Argument(metavar="ROLE", help="coordinator, client, operator, dashboard or bridge.")
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The participant's id.")],
     keys_dir: KeysDir = None,
     federation: Federation = None,
     config: Config = None,
@@ -450,7 +450,7 @@ def keys_issue(
 
 @audit_app.command("verify")
 def audit_verify(
-    run: Annotated[str, typer.Argument(help="A run's id, or the path of its folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the path of its folder.")],
     root: Annotated[
         Path | None, typer.Option(help="The root's certificate; root.pem among the keys if not given.")
     ] = None,
@@ -468,11 +468,13 @@ def audit_verify(
 
     try:
         with _only_json(as_json):
-            folder, trusted = examine.locate(settings, run), examine.root(settings, root)
-            report = audit.verify(folder, trusted, strategy=strategy)
+            folder = examine.locate(settings, run)
+            trusted = examine.root_file(settings, root, folder)
+            report = audit.verify(folder, examine.read_root(trusted), strategy=strategy)
     except FedmqError as error:
         _fail(error)
-    for said in map(json.dumps, examine.events(report)) if as_json else examine.lines(report):
+    shown = map(json.dumps, examine.events(report, trusted)) if as_json else examine.lines(report, trusted)
+    for said in shown:
         print(said)
     if not report.ok:
         raise typer.Exit(WireError.exit_code)
@@ -575,6 +577,20 @@ def _make_root(settings: "Settings") -> None:
         print(f"made the root of federation {settings.federation}: {root.fingerprint}", file=sys.stderr)
 
 
+def _need_root(settings: "Settings") -> None:
+    """Make sure that the keys are there: a run is resumed with those that it was begun with."""
+    from common import parts
+
+    directory = parts.keys_dir(settings)
+    if not (directory / "root.pem").exists():
+        _fail(
+            ConfigError(
+                f"{directory} holds no root.pem, and --resume makes none",
+                advice="Say with --keys-dir where the keys of the run are; without --resume a new run begins.",
+            )
+        )
+
+
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run a verb's coroutine, and turn what goes wrong into a sentence and an exit code."""
     try:
@@ -629,9 +645,11 @@ def _command(settings: "Settings", make: "Callable[[str, bytes], Start | Stop]",
 
 
 def _print_status(facts: dict[str, Any]) -> None:
+    from compose.wording import count
+
     print(f"coordinator: {facts['coordinator']}, {facts['phase'] or 'no word of a run'}")
     if facts["round"]:
-        print(f"run: {facts['run']}, {facts['rounds']} rounds")
+        print(f"run: {facts['run']}, {count(facts['rounds'], 'round')}")
         print(f"round: {facts['round']}, {facts['reported']} of {facts['cohort']} reported")
     for name, about in facts["clients"].items():
-        print(f"{name}: {about['state']}, {about['examples']} examples, {about['model']}")
+        print(f"{name}: {about['state']}, {count(about['examples'], 'example')}, {about['model']}")

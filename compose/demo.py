@@ -135,14 +135,16 @@ def _resumed(settings: Settings) -> Settings:
         raise UsageError("--resume needs --state-dir: which demo is to go on?")
     database = settings.state_dir / "coordinator" / "state.db"
     if not database.exists():
-        raise NotFoundError(f"{settings.state_dir} holds no demo")
+        raise NotFoundError(f"{settings.state_dir} holds no demo", advice=resuming.NOTHING_TO_RESUME)
     owner = f"the coordinator of {settings.federation}"
     with files.held(database.parent, owner), contextlib.closing(Ledger(database)) as ledger:
         unfinished = ledger.unfinished()
         if unfinished is None:
             mend(ledger, database.parent)
     if unfinished is None:
-        raise NotFoundError(f"{settings.state_dir} holds no run to be resumed")
+        raise NotFoundError(
+            f"{settings.state_dir} holds no run to be resumed", advice=resuming.NOTHING_TO_RESUME
+        )
     return resuming.settings_of(settings, unfinished)
 
 

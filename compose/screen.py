@@ -129,7 +129,7 @@ class LiveTable:
             case "broker.listening":
                 self._notes.extend(wording.observe(event))
             case "round.started":
-                self._now = f"round {event['round']}: {event['clients']} clients are training"
+                self._now = f"round {event['round']}: {wording.count(event['clients'], 'client')} at work"
             case "run.gathering":
                 self._now = wording.note(event) or ""
             case "round.finished":

@@ -14,8 +14,9 @@ def title(settings: Settings) -> str:
     data, run = settings.data, settings.run
     dealt = f", {data.partition}{f' {data.alpha:g}' if data.partition == 'dirichlet' else ''}"
     return (
-        f"fedmq: {data.num_clients} clients train {settings.model.name} on {data.dataset}"
-        f"{'' if ':' in data.dataset else dealt}; {run.num_rounds} rounds of {run.effective_strategy}"
+        f"fedmq: {count(data.num_clients, 'client')} {'trains' if data.num_clients == 1 else 'train'} "
+        f"{settings.model.name} on {data.dataset}{'' if ':' in data.dataset else dealt}; "
+        f"{count(run.num_rounds, 'round')} of {run.effective_strategy}"
     )
 
 
@@ -29,8 +30,8 @@ def cells(event: Event) -> dict[str, str]:
         "clients": str(event.get("clients", "")),
         "train s": _fixed(training, 2),
         "other s": _fixed(_apart(seconds, training), 2),
-        "up": _bytes(event.get("bytes_up")),
-        "down": _bytes(event.get("bytes_down")),
+        "up": size(event.get("bytes_up")),
+        "down": size(event.get("bytes_down")),
     }
 
 
@@ -89,18 +90,23 @@ def note(event: Event) -> str | None:
 
 def closing(event: Event, rounds: list[Event]) -> list[str]:
     """Sum a run up, and say what to try next."""
-    done = f"{event['rounds']} rounds in {_fixed(event['seconds'], 1)} s"
+    done = f"{count(event['rounds'], 'round')} in {_fixed(event['seconds'], 1)} s"
     ending = done if event["completed"] else f"ended after {done}: {event['why']}"
-    learnt = ", ".join(_fixed(score(each, "accuracy"), 3) for each in rounds[-ROUNDS_LISTED:])
-    which = f"last {ROUNDS_LISTED} rounds" if len(rounds) > ROUNDS_LISTED else "round by round"
     return [
         ending,
-        f"accuracy {_fixed(_last(rounds, 'accuracy'), 4)}, loss {_fixed(_last(rounds, 'loss'), 4)}; {which}: {learnt}",
-        f"{_bytes(event['bytes_up'])} up, {_bytes(event['bytes_down'])} down",
+        *([_learnt(rounds)] if rounds else []),
+        f"{size(event['bytes_up'])} up, {size(event['bytes_down'])} down",
         f"model:  {event['model']}",
         f"digest: {event['model_digest']}",
         f"state:  {event['state_dir']}",
     ]
+
+
+def _learnt(rounds: list[Event]) -> str:
+    accuracy, loss = (_fixed(score(rounds[-1], name), 4) for name in ("accuracy", "loss"))
+    which = f"last {ROUNDS_LISTED} rounds" if len(rounds) > ROUNDS_LISTED else "round by round"
+    each = ", ".join(_fixed(score(one, "accuracy"), 3) for one in rounds[-ROUNDS_LISTED:])
+    return f"accuracy {accuracy}, loss {loss}; {which}: {each}"
 
 
 def observe(event: Event) -> list[str]:
@@ -124,10 +130,6 @@ def bar(accuracy: object) -> str:
     return "█" * round((_number(accuracy) or 0.0) * BAR_CELLS)
 
 
-def _last(rounds: list[Event], name: str) -> object:
-    return score(rounds[-1], name) if rounds else None
-
-
 def next_commands() -> list[str]:
     """Say what to try after a demo."""
     return [
@@ -136,6 +138,11 @@ def next_commands() -> list[str]:
         "        fedmq demo --engine mosquitto",
         "        fedmq --help",
     ]
+
+
+def count(number: object, noun: str) -> str:
+    """Say how many there are."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _number(value: object) -> float | None:
@@ -147,12 +154,13 @@ def _fixed(value: object, digits: int) -> str:
     return "-" if number is None else f"{number:.{digits}f}"
 
 
-def _bytes(value: object) -> str:
-    size = _number(value)
-    if size is None:
+def size(value: object) -> str:
+    """Say how many bytes there are."""
+    number = _number(value)
+    if number is None:
         return "-"
     for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.{0 if unit == 'B' else 1}f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+        if number < 1000:
+            return f"{number:.{0 if unit == 'B' else 1}f} {unit}"
+        number /= 1000
+    return f"{number:.1f} GB"

@@ -52,7 +52,7 @@ async def serve(
             settings = resuming.settings_of(settings, unfinished)
         elif resume and not hold:
             mend(ledger, directory)
-            raise NotFoundError(f"{directory} holds no run to be resumed")
+            raise NotFoundError(f"{directory} holds no run to be resumed", advice=resuming.NOTHING_TO_RESUME)
         begin(settings)
         coordinator = assembled(settings, ledger, unfinished, hold=hold, report=report)
         signals = stopping.on_signals(

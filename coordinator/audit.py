@@ -55,10 +55,12 @@ class Report:
 def verify(run_dir: Path, root: Root, *, strategy: str | None = None, now: datetime | None = None) -> Report:
     """Check a run's folder; `strategy` is the run's, where it is code of someone's own and to be run here.
 
-    Raises: NotFoundError where there is no transcript.
+    Raises: NotFoundError where there is no transcript; UsageError, ConfigError where there is no such strategy.
     """
     if not (run_dir / FILE).is_file():
-        raise NotFoundError(f"there is no {FILE} in {run_dir}")
+        raise NotFoundError(f"there is no {FILE} in {run_dir}", advice="Name the folder of one run.")
+    if strategy is not None:
+        strategies.resolve(strategy)
     return _Audit(run_dir, root, strategy, now or datetime.now(UTC)).report()
 
 
@@ -76,8 +78,11 @@ class _Audit:
     def report(self) -> Report:
         history = self._history
         self._walk()
-        history.finish()
-        if history.opened is not None:
+        if history.is_vouched_for:
+            history.finish()
+        else:
+            history.notes.append("nothing else was looked at; if it is another root, name that with --root")
+        if history.opened is not None and history.is_vouched_for:
             self._check_config(history.opened)
             self._check_metrics()
             self._check_models(history.opened)
@@ -102,7 +107,7 @@ class _Audit:
         """Read the lines; merge again while they are read."""
         try:
             with (self._folder / FILE).open("rb") as file:
-                while data := file.readline(LINE_BYTES_MAX + 1):
+                while self._history.is_vouched_for and (data := file.readline(LINE_BYTES_MAX + 1)):
                     self._take(data)
         except OSError as error:
             self._find(FILE, f"it cannot be read: {error.strerror}")
@@ -112,7 +117,7 @@ class _Audit:
         if not data.endswith(b"\n"):
             self._history.find("it was cut off: the coordinator mends that when it takes the run up again")
         match fact:
-            case Opened():
+            case Opened() if self._history.is_vouched_for:
                 self._begin(fact)
             case Concluded():
                 self._weigh()
@@ -131,8 +136,10 @@ class _Audit:
                 self._replay = Replay(
                     self._folder / BLOBS, self._strategy, self._history.schema, opened.model
                 )
-            except (OSError, DecodeError) as error:
-                self._history.find(f"the first model is not there: {error}")
+            except OSError:
+                pass  # a blob that cannot be read is found among the files
+            except DecodeError as error:
+                self._history.find(f"the first model cannot be read: {error}")
 
     def _find_strategy(self, text: str) -> Strategy | None:
         """Resolve the strategy's name. A transcript may not choose which code runs here."""
@@ -173,6 +180,9 @@ class _Audit:
             return
         try:
             model = self._replay.merge(self._history.proven)
+        except OSError:
+            self._replay = None  # a blob that cannot be read is found among the files
+            return
         except Exception as error:  # noqa: BLE001 - whatever a strategy of someone's own raises
             self._replay = None
             self._history.find(f"its updates cannot be merged: {error}")

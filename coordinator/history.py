@@ -55,6 +55,9 @@ class History:
         self.rounds = 0  # committed
         self.updates = 0  # merged
         self.opened: Opened | None = None
+        self.is_vouched_for = (
+            True  # where the root does not vouch for the coordinator, nothing can be believed
+        )
         self.closed: Closed | None = None
         self.schema: Schema | None = None
         self.model = ZEROS  # of now
@@ -135,12 +138,14 @@ class History:
     def _open(self, fact: Opened) -> None:
         self.opened, self.model = fact, Digest(fact.model)
         self._versions[fact.model].append(0)
-        if fact.federation != self._root.federation:
-            self.find(f"the run is of the federation {fact.federation}, the root of {self._root.federation}")
         try:
             self._coordinator = self._vouched(fact.coordinator, Role.COORDINATOR)
         except SignatureError as error:
-            self.find(f"nobody vouches for the coordinator, so no line can be believed: {error}")
+            self.is_vouched_for = False
+            self.find(f"this root does not vouch for the coordinator, so no line can be believed: {error}")
+            return
+        if fact.federation != self._root.federation:
+            self.find(f"the run is of the federation {fact.federation}, the root of {self._root.federation}")
         try:
             self.schema = Schema.from_wire(fact.tensors)
         except DecodeError as error:

@@ -22,6 +22,7 @@ def test_a_genuine_run_is_found_by_path_and_by_id(told, tmp_path):
     assert (code, said) == (0, "")
     assert "re-aggregated  yes" in shown
     assert "findings       none" in shown
+    assert f"root           {told.keys_dir / 'root.pem'}" in shown
     by_id = ("audit", "verify", runs.RUN, "--state-dir", tmp_path, "--keys-dir", told.keys_dir, "--json")
     code, shown, said = finish(*by_id)
     assert (code, said) == (0, "")
@@ -33,6 +34,7 @@ def test_a_genuine_run_is_found_by_path_and_by_id(told, tmp_path):
         "updates": 8,
         "over": True,
         "reaggregated": True,
+        "root": str(told.keys_dir / "root.pem"),
         "ok": True,
     }
 
@@ -59,4 +61,13 @@ def test_what_is_not_there_is_said(told, tmp_path):
     code, _, said = finish("audit", "verify", "20261124-000000-0000", "--state-dir", tmp_path)
     assert code == 3
     assert "there is no run '20261124-000000-0000'" in said
-    assert finish("audit", "verify", told.folder.path, "--root", tmp_path / "root.pem")[0] == 78
+    assert f"These are there: {told.folder.path}" in said
+    code, _, said = finish("audit", "verify", told.folder.path, "--root", tmp_path / "root.pem")
+    assert code == 78
+    assert "Say with --root where" in said
+
+
+def test_a_strategy_that_does_not_exist_is_a_wrong_command_line(told):
+    code, _, said = finish("audit", "verify", told.folder.path, *root(told), "--strategy", "nonsense")
+    assert code == 2
+    assert "no 'nonsense' among the strategies" in said

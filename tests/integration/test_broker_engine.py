@@ -170,9 +170,10 @@ def test_a_port_that_is_taken_is_named_with_its_holder(engine):
 
 def test_a_host_that_is_not_ours_is_an_error(engine):
     async def main():
-        with pytest.raises(TransportError, match=r"192\.0\.2\.1"):
+        with pytest.raises(TransportError, match=r"192\.0\.2\.1") as raised:
             async with running(BrokerPolicy(engine=engine, host="192.0.2.1", port=1883)):
                 pass
+        assert "--host" in raised.value.advice
 
     asyncio.run(main())
 

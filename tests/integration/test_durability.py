@@ -86,7 +86,9 @@ def test_a_coordinator_that_is_killed_goes_on_and_ends_in_the_same_model(parts, 
     assert code == 0, shown + said
     audited = json.loads(shown.splitlines()[-1])
     assert (audited["rounds"], audited["reaggregated"]) == (4, True)
-    assert finish("coordinator", *flags)[0] == 3  # nothing is left to be resumed
+    code, _, said = finish("coordinator", *flags)
+    assert code == 3  # nothing is left to be resumed
+    assert "without --resume" in said
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -135,6 +137,14 @@ def test_a_resumed_run_keeps_its_settings(parts, tmp_path):
     assert "training.lr = 0.01, not 0.02" in said
 
 
+@pytest.mark.parametrize("hold", [(), ("--hold",)])
+def test_a_run_is_not_resumed_with_a_new_root(tmp_path, hold):
+    code, _, said = finish("coordinator", "--resume", *hold, "--keys-dir", tmp_path / "mistyped")
+    assert code == 78
+    assert f"{tmp_path / 'mistyped'} holds no root.pem" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_second_coordinator_of_a_federation_does_not_start(parts, tmp_path):
     port = free_port()
     linked = ("--num-clients", "1", "--broker", f"127.0.0.1:{port}")
@@ -160,6 +170,9 @@ def test_a_demo_that_is_killed_goes_on(parts, tmp_path):
     (ended,) = again.named("run.finished")
     assert (ended["rounds"], ended["completed"]) == (4, True)
     assert again.named("run.resumed")
+    assert finish("audit", "verify", ended["run"], "--state-dir", tmp_path)[0] == 0
+    code, shown, _ = finish("outbox", "--client-id", "client-1", "--state-dir", tmp_path)
+    assert (code, shown.count("  taken")) == (0, 4)
     transcript = tmp_path / "coordinator" / "runs" / ended["run"] / "transcript.jsonl"
     whole = transcript.read_bytes()
     transcript.write_bytes(whole[:-1])  # as a kill in the middle of its last line would

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from common import codec, envelope
-from common.errors import NotFoundError
+from common.errors import NotFoundError, UsageError
 from common.identity import Role
 from common.ids import sha256
 from common.messages import Reason
@@ -105,6 +105,11 @@ def test_a_strategy_that_is_not_here_is_said_and_is_no_fault(told):
 
 def test_naming_another_strategy_than_the_runs_is_a_finding(told):
     assert "is fedavg, not fedavg(lr=0.5)" in found(told, strategy="fedavg(lr=0.5)")[TRANSCRIPT, 1]
+
+
+def test_a_strategy_that_does_not_exist_cannot_be_named(genuine):
+    with pytest.raises(UsageError, match="no 'nonsense' among the strategies"):
+        verify(genuine, strategy="nonsense")
 
 
 def test_without_kept_updates_all_else_is_checked(told):
@@ -252,7 +257,19 @@ def test_the_coordinator_of_another_root_is_nobody(told, tmp_path):
     elsewhere = changed(told, keys_dir=tmp_path / "elsewhere")
     certificate = elsewhere.coordinator.certificate_der
     retell(elsewhere, 1, coordinator=certificate)
-    assert "nobody vouches for the coordinator" in found(told)[TRANSCRIPT, 1]
+    (finding,) = verify(told).findings
+    assert "does not vouch for the coordinator" in finding.what
+    assert finding.line == 1
+
+
+def test_with_another_root_nothing_after_the_first_line_is_looked_at(told, tmp_path):
+    (told.folder.path / "config.json").unlink()
+    shutil.rmtree(told.folder.path / "blobs")
+    report = audit.verify(told.folder.path, federation.root(tmp_path / "elsewhere"))
+    assert [(finding.file, finding.line) for finding in report.findings] == [(TRANSCRIPT, 1)]
+    assert "does not vouch for the coordinator" in report.findings[0].what
+    assert report.notes == ("nothing else was looked at; if it is another root, name that with --root",)
+    assert (report.lines, report.reaggregated) == (1, False)
 
 
 def test_a_client_cannot_sign_a_transcript(told):
@@ -409,7 +426,6 @@ def test_the_same_delta_from_another_base_is_another_update(told):
         (1, {"federation": "other"}, "is of the federation other"),
         (1, {"tensors": [("a", "float32", [8])]}, "not those of the schema"),
         (1, {"tensors": []}, "none of a model"),
-        (1, {"model": sha256(b"other")}, "the first model is not there"),
         (ROUND_1, {"base": sha256(b"other")}, "not from the model"),
         (ROUND_1, {"model": sha256(b"other")}, "its updates make the model"),
         (ABANDONED, {"model": sha256(b"other")}, "was abandoned, and yet"),
@@ -522,17 +538,23 @@ def test_a_line_of_metrics_that_nobody_wrote_is_found(told):
 def test_a_blob_that_is_missing_is_found(told):
     delta = runs.facts(told)[ROUND_3 - 1].updates[0].delta
     (told.folder.path / "blobs" / delta).unlink()
-    places = found(told)
-    assert "missing" in places[f"blobs/{delta}", None]
-    assert "cannot be merged" in places[TRANSCRIPT, ROUND_3]
+    assert found(told) == {
+        (f"blobs/{delta}", None): f"it is missing; line {ROUND_3} of {TRANSCRIPT} tells of it"
+    }
     assert not verify(told).reaggregated
 
 
 def test_the_first_model_is_among_the_blobs(told):
     (told.folder.path / "blobs" / told.bases[0]).unlink()
-    places = found(told)
-    assert "line 1 of transcript.jsonl tells of it" in places[f"blobs/{told.bases[0]}", None]
-    assert "the first model is not there" in places[TRANSCRIPT, 1]
+    assert found(told) == {
+        (f"blobs/{told.bases[0]}", None): f"it is missing; line 1 of {TRANSCRIPT} tells of it"
+    }
+    assert not verify(told).reaggregated
+
+
+def test_a_first_model_of_another_size_is_found(told):
+    (told.folder.path / "blobs" / told.bases[0]).write_bytes(b"short")
+    assert "the first model cannot be read" in found(told)[TRANSCRIPT, 1]
 
 
 def test_what_a_crash_left_half_written_is_no_blob(told):

@@ -48,8 +48,9 @@ def test_a_module_in_the_current_directory_is_found(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("name", ["gone", "fedmq_gone:net", "fedmq_lab:nets.wide", ":net", "fedmq_lab:"])
 def test_what_cannot_be_loaded_is_a_usage_error(name):
-    with pytest.raises(UsageError, match="cannot be loaded"):
+    with pytest.raises(UsageError, match="cannot be loaded") as raised:
         plugins.find("fedmq.models", {}, name)
+    assert "in the directory where the module is" in raised.value.advice
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from common.settings import NAMES, Settings
 from coordinator import resuming
 from coordinator.ledger import Unfinished
 
-OF_THIS_START = {"state_dir", "keys_dir"} | {
+OF_THIS_START = {"state_dir", "keys_dir", "training.device"} | {
     name for name, (group, _) in NAMES.items() if group in {"broker", "link", "outbox", "log"}
 }
 
@@ -94,27 +94,47 @@ def test_a_flag_that_says_the_same_again_is_no_contradiction(name):
     ("flag", "value", "says"),
     [
         ("seed", 8, "seed = 7, not 8"),
-        ("federation", "other", "federation = 'lab', not 'other'"),
+        ("federation", "other", "federation = lab, not other"),
         ("data__alpha", 0.2, "data.alpha = 0.1, not 0.2"),
-        ("data__data_dir", Path("/other"), "data.data_dir = '/data', not '/other'"),
+        ("data__data_dir", Path("/other"), "data.data_dir = /data, not /other"),
         (
             "data__options",
             {"noise": 0.1},
-            "data.options = {'shape': [1, 8, 8], 'noise': 0.1}, not {'noise': 0.1}",
+            'data.options = {"shape": [1, 8, 8], "noise": 0.1}, not {"noise": 0.1}',
         ),
-        ("model__name", "mlp", "model.name = 'cnn', not 'mlp'"),
+        ("model__name", "mlp", "model.name = cnn, not mlp"),
         ("training__lr", 0.3, "training.lr = 0.3333333333333333, not 0.3"),
-        ("run__mode", "sync", "run.mode = 'buffered', not 'sync'"),
+        ("run__mode", "sync", "run.mode = buffered, not sync"),
         ("run__cohort_size", 5, "run.cohort_size = 4, not 5"),
-        ("run__strategy", "fedavg", "run.strategy = None, not 'fedavg'"),
+        ("run__keep_updates", False, "run.keep_updates = true, not false"),
+        ("run__strategy", "fedavg", "run.strategy = fedbuff, not fedavg"),
     ],
 )
 def test_a_flag_that_contradicts_the_run_is_an_error_that_says_what_to_do(flag, value, says):
     with pytest.raises(ConfigError) as error:
         resuming.settings_of(settings.load(**{flag: value}), unfinished(settings.load(**BEGUN)))
-    assert str(error.value) == (
-        f"run run-1 was begun with {says}: leave the option out, or begin a new run without --resume"
-    )
+    assert str(error.value) == f"run run-1 was begun with {says}"
+    assert "--resume" in error.value.advice
+
+
+@pytest.mark.parametrize(
+    ("begun", "flags"),
+    [
+        ({}, {"run__strategy": "fedavg"}),
+        ({"run__strategy": "fedavg"}, {"run__strategy": "fedavg"}),
+        ({"run__mode": "buffered"}, {"run__strategy": "fedbuff", "run__mode": "buffered"}),
+    ],
+)
+def test_naming_the_strategy_that_is_in_force_contradicts_nothing(begun, flags):
+    was = settings.load(**begun)
+    assert resuming.settings_of(settings.load(**flags), unfinished(was)).run == was.run
+
+
+def test_the_device_is_that_of_the_machine_which_goes_on():
+    run = unfinished(settings.load(training__device="cuda", training__lr=0.01))
+    own = resuming.settings_of(settings.load(training__device="cpu"), run)
+    assert (own.training.device, own.training.lr) == ("cpu", 0.01)
+    assert resuming.settings_of(Settings(), run).training.device == "auto"
 
 
 def test_a_default_that_is_given_as_a_flag_contradicts_a_run_that_chose_otherwise():

@@ -67,6 +67,20 @@ def test_only_the_last_rounds_are_listed_at_the_end():
     assert "2.0 GB up, 1 B down" in lines
 
 
+def test_one_is_one_and_not_many():
+    settings = Settings(data={"num_clients": 1}, run={"num_rounds": 1})
+    assert "fedmq: 1 client trains mlp on digits" in wording.title(settings)
+    assert "; 1 round of fedavg" in wording.title(settings)
+    assert "fedmq: 3 clients train mlp" in wording.title(Settings())
+    assert wording.closing({**RUN, "rounds": 1}, [ROUND])[0] == "1 round in 4.5 s"
+
+
+def test_a_run_without_a_round_has_learnt_nothing():
+    lines = wording.closing({**RUN, "rounds": 0}, [])
+    assert lines[0] == "0 rounds in 4.5 s"
+    assert not any("accuracy" in line for line in lines)
+
+
 def test_a_run_that_was_ended_says_why():
     assert "ended after 3 rounds in 4.5 s: stopped" in wording.closing(
         {**RUN, "completed": False, "why": "stopped"}, []
