@@ -80,7 +80,7 @@ class Demo:
                 self.failed = event
         self.screen.show(event)
         if event.get("event") == "client.exited" and len(self.clients) < self.needed:
-            error = f"{len(self.clients)} clients are left, a round takes {self.needed}"
+            error = f"too few clients are left: {len(self.clients)}, and a round takes {self.needed}"
             self.failed = self.failed or {"error": error, "code": 1}
             self.process.terminate()
 
@@ -124,7 +124,8 @@ def run(settings: Settings, screen: Screen, *, threads: int | None = None, resum
     whole = settings.model_copy(update={"keys_dir": keys_dir, "state_dir": state_dir})
     with files.held(state_dir, f"a demo of {settings.federation}"):
         (state_dir / "logs").mkdir(exist_ok=True)
-        identity.create_root(keys_dir, settings.federation)
+        if not resume:
+            identity.create_root(keys_dir, settings.federation)
         order = nursery.Order(whole, state_dir, threads or _threads_each(settings.data.num_clients), resume)
         return _run(order, screen)
 

@@ -218,7 +218,7 @@ class _Audit:
             if digest not in vouched and (is_over or number < last):
                 self._find(METRICS, "no line of the transcript vouches for it", number)
         if len(lines) > last and not is_over:
-            self._history.notes.append(f"{METRICS} is ahead of the transcript by {len(lines) - last} lines")
+            self._history.notes.append(f"{METRICS} is ahead of the transcript; lines: {len(lines) - last}")
         if known != list(vouched):
             absent = [str(line) for digest, line in vouched.items() if digest not in known]
             where = f"missing: what line {', '.join(absent)} of {FILE} names" if absent else "out of order"

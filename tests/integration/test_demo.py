@@ -192,7 +192,7 @@ def test_clients_that_are_lost_are_not_waited_for_when_the_others_are_no_quorum(
         for event in demo.named("client.forked")[1:]:
             os.kill(event["pid"], signal.SIGKILL)
         assert demo.ended(30) == 1
-        assert any("1 clients are left, a round takes 2" in line for line in demo.stderr)
+        assert any("too few clients are left: 1, and a round takes 2" in line for line in demo.stderr)
 
 
 def test_what_a_data_set_prints_is_not_taken_for_events(tmp_path):

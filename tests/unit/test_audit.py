@@ -133,7 +133,7 @@ def test_a_run_that_is_not_over_is_said_to_be_so(told, lines):
     assert report.reaggregated
     assert not report.over
     assert "the run is not over" in report.notes[0]
-    assert any("metrics.jsonl is ahead of the transcript by" in note for note in report.notes)
+    assert any("metrics.jsonl is ahead of the transcript" in note for note in report.notes)
     assert "model.safetensors is of round 4: ahead of the transcript" in report.notes
 
 
