@@ -2,6 +2,7 @@
 
     <directory>/blobs/<sha256>                   whole and checked
     <directory>/parts/<sha256>.<chunk bytes>     some chunks, each in its place
+    <directory>/damaged/<sha256>                 was found at a start to be something else
 
 Laws: 1. A file below `blobs` is what its name says. 2. Which chunks a part has is read off the part itself, by the
 manifest's hashes: a kill forgets none, and no crash can invent one. 3. What is written is within the quota before it
@@ -32,6 +33,7 @@ class BlobStore:
         for folder in (self._blobs, self._parts):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._bytes_max = bytes_max
+        self.damaged = tuple(_move_aside(self._blobs, directory / "damaged"))
         found = (path for folder in (self._blobs, self._parts) for path in folder.iterdir())
         self._sizes = {path: path.stat().st_size for path in found}
 
@@ -117,6 +119,16 @@ class BlobStore:
             with suppress(OSError):  # of a disk that takes nothing
                 self._remove(path)
             raise files.storage_error(error) from error
+
+
+def _move_aside(blobs: Path, aside: Path) -> Iterator[Path]:
+    """Move what is not what its name says out of the way: a disk may have spoilt it."""
+    for path in sorted(blobs.iterdir()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != path.name:
+            aside.mkdir(exist_ok=True, mode=0o700)
+            yield path.replace(aside / path.name)
 
 
 class Part:

@@ -7,6 +7,7 @@ ups and downs. It sends `Want`, `Done` and `Unavailable` itself, because those a
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ class Lanes:
 class _Download:
     machine: Receiver
     part: Part
-    want: Tell
+    wants: deque[Tell]  # of the callers: the next one to be asked first
     frames: str | None
     done: asyncio.Future[Digest]
     disk: asyncio.Lock = field(
@@ -144,13 +145,14 @@ class Courier:
             return digest
         key = digest[:DIGEST_DIGITS]
         if key not in self._downloads:
-            await self._open(key, manifest, want, frames)
+            await self._open(key, manifest, frames)
         if self._store.has(digest):
             return digest  # it came while this call waited for its turn
         download = self._downloads[key]
         if download.machine.manifest != manifest:
             raise TransferError(f"blob {digest[:12]} is being fetched by another manifest")
         download.waiting += 1
+        download.wants.appendleft(want)
         try:
             if download.frames is not None:
                 await self._bus.subscribe(download.frames)
@@ -158,6 +160,7 @@ class Courier:
             return await asyncio.shield(download.done)
         finally:
             download.waiting -= 1
+            download.wants.remove(want)
             if download.waiting == 0:
                 await self._drop(key, download)
 
@@ -242,7 +245,7 @@ class Courier:
 
     # --- inside ---
 
-    async def _open(self, key: str, manifest: Manifest, want: Tell, frames: str | None) -> None:
+    async def _open(self, key: str, manifest: Manifest, frames: str | None) -> None:
         """Begin a download when it is its turn; it may have been begun by then."""
         if (reason := chunks.check(manifest)) is not None:
             raise TransferError(f"blob {manifest.digest[:12]} is refused: {reason}")
@@ -253,7 +256,7 @@ class Courier:
                     part = self._store.open_part(manifest)
                     machine = Receiver(manifest, self._chance, await _look_into(part))
                     done: asyncio.Future[Digest] = asyncio.get_running_loop().create_future()
-                    self._downloads[key] = _Download(machine, part, want, frames, done)
+                    self._downloads[key] = _Download(machine, part, deque(), frames, done)
                     return
         except BaseException:
             self._turns.release()
@@ -308,8 +311,13 @@ class Courier:
             self._send(upload, Sent(index, to))
 
     async def _ask(self, download: _Download, want: Want) -> None:
+        """Ask one of those who have it: who does not answer is not the only one to be asked."""
+        if not download.wants:
+            return
+        ask = download.wants[0]
+        download.wants.rotate(-1)
         with suppress(TransportError):  # asked again when the link is back
-            await download.want(want)
+            await ask(want)
 
     async def _finish(self, download: _Download) -> None:
         async with download.disk:

@@ -162,9 +162,11 @@ class Ingress:
 
     def _introduced(self, line: lines.Line, place: Place) -> Peer | None:
         """Admit a sender that brings its certificate along in a line."""
-        if place.kind not in _INTRODUCING or self.trust.by_kid(line.kid) is not None:
+        if place.kind not in _INTRODUCING:
             return None
         certificate = line.certificate()
+        if place.kind is Kind.INFO and not certificate:  # it is kept as a proof of who made an update
+            raise _Refusal(Reason.MALFORMED, "an introduction without a certificate")
         return self._newcomer(line.kid, certificate) if certificate else None
 
     def _commanding(self, parts: envelope.Envelope, place: Place) -> Peer | None:

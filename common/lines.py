@@ -40,7 +40,11 @@ class Line:
         """Parse what the line says. Raises: DecodeError."""
         try:
             message: Message = _DECODER.decode(self.body + b"}")
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (
+            msgspec.DecodeError,
+            UnicodeDecodeError,
+            RecursionError,
+        ) as error:  # msgspec's own, or a tag's
             raise DecodeError(str(error)) from None
         return message
 

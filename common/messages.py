@@ -18,9 +18,9 @@ from common import limits
 from common.ids import DIGEST, NAME, Boot, ClientId, RunId
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-Real = Annotated[float, Meta(ge=-1e300, le=1e300)]
-Positive = Annotated[float, Meta(gt=0, le=1e300)]
-NonNegative = Annotated[float, Meta(ge=0, le=1e300)]
+Real = Annotated[float, Meta(ge=-limits.FLOAT_MAX, le=limits.FLOAT_MAX)]
+Positive = Annotated[float, Meta(gt=0, le=limits.FLOAT_MAX)]
+NonNegative = Annotated[float, Meta(ge=0, le=limits.FLOAT_MAX)]
 Text = Annotated[str, Meta(max_length=limits.TEXT_CHARACTERS_MAX)]
 Name = Annotated[str, Meta(pattern=f"^{NAME}$")]
 Hex = Annotated[str, Meta(pattern=f"^{DIGEST}$")]

@@ -63,6 +63,7 @@ NOTES = {
     "storage.refused": "the disk takes nothing: {why}; the run waits",
     "storage.back": "the disk takes what is written again",
     "database.damaged": "{part}: a damaged database was moved to {moved_to}, and a new one begun",
+    "blob.damaged": "{part}: the disk has spoilt a blob, which was moved to {moved_to}",
     "outbox.full": "{part}: no room for an update: {error}",
     "outbox.unwritable": "{part}: the disk takes nothing: {error}",
 }

@@ -17,15 +17,16 @@ import msgspec
 
 from common import compression, envelope, files
 from common.blobs import BlobStore
-from common.errors import NotFoundError
+from common.errors import DecodeError, NotFoundError
 from common.identity import Identity
 from common.ids import Digest, RunId, sha256
 from common.messages import Reason, Summary
 from common.tensors import Schema
-from coordinator import transcript
+from coordinator import saved, transcript
 from coordinator.ledger import Ended, Ledger, Unfinished
 from coordinator.model import GlobalModel
 from coordinator.registry import RunFolder
+from coordinator.round import Offered
 from coordinator.run import CloseRound, EndRun, Resumed, Snapshot
 from coordinator.transcript import AnyFact, Closed, Concluded, MergedUpdate, Opened, Outcome
 
@@ -108,14 +109,21 @@ class Archive:
         self.ledger.add_line(unfinished.run, line)
         self._moved_on(line)
 
+    def restore(self, model: GlobalModel, unfinished: Unfinished) -> None:
+        """Let the model be that of a run's last round, if need be by the file in its folder. Raises: NotFoundError."""
+        if not self._store.has(unfinished.model):
+            saved_at = RunFolder(self._state_dir, unfinished.run).model
+            with suppress(OSError, DecodeError):
+                vector, _ = saved.read(saved_at.read_bytes(), model.schema, unfinished.run)
+                self._store.put(compression.encode("none", vector))
+        model.restore(unfinished.model, unfinished.memory, unfinished.models)
+
     def leave_unfinished(self) -> list[RunId]:
         """End the runs that no coordinator ended, and list them: what was taken for them counts no more."""
         left = []
         while (unfinished := self.ledger.unfinished()) is not None:
             self._follow(unfinished.run)
             self._save(unfinished)
-            for offer in self.ledger.waiting(unfinished.run):
-                self.ledger.revoke(offer, Reason.RUN_OVER)
             committed = self._snapshot(unfinished).committed if unfinished.snapshot else 0
             ended = EndRun(unfinished.model, committed, completed=False, why="left unfinished")
             self.finish(ended, {"event": "run.finished", "run": self.run, **asdict(ended)})
@@ -139,16 +147,16 @@ class Archive:
         """Say from what a run goes on."""
         run = unfinished.run
         snapshot = self._snapshot(unfinished)
-        (release,) = (one for one in snapshot.releases if one.base == snapshot.base)
-        since = (
-            snapshot.number if snapshot.policy else release.number
-        )  # in the buffered mode from its base on
+        for offer in self.ledger.waiting(run):
+            if not self._store.has(offer.delta):  # the disk lost it, and its client has not got it any more
+                self.ledger.revoke(offer, Reason.DISK)
         return Resumed(
             snapshot,
             tuple(self.ledger.waiting(run)),
             tuple(self.ledger.refused(run, snapshot.base)),
-            tuple(self.ledger.declined(run, since, snapshot.number)),
+            tuple(self.ledger.declined(run, snapshot.number, snapshot.number)),
             tuple(known.client for known in self.ledger.clients() if known.here),
+            unfinished.stopping,
         )
 
     def summaries(self) -> list[Summary]:
@@ -189,7 +197,7 @@ class Archive:
                         round=one.update.round,
                         base=one.update.base,
                         delta=one.update.delta.digest,
-                        weight=model.strategy.weigh(one.update),
+                        weight=model.strategy.weight(one.update),
                         staleness=one.staleness,
                         envelope=proof,
                     )
@@ -219,7 +227,7 @@ class Archive:
     def finish(self, ended: EndRun, metrics: Mapping[str, object]) -> None:
         """Write down the run's end."""
         assert self.run is not None
-        told = self.ledger.unsaid(self.run)
+        told = [*self.ledger.unsaid(self.run), *map(_run_over, self.ledger.waiting(self.run))]
         spelled = json.dumps(metrics)
         line = self._sealed(
             Closed(
@@ -269,6 +277,13 @@ class Archive:
         else:
             self.folder.append(metrics, lines)
         self._written = metrics_known + len(metrics), lines_known + len(lines)
+
+
+def _run_over(offer: Offered) -> transcript.Refusal:
+    update = offer.update
+    return transcript.Refusal(
+        client=offer.client, delta=offer.delta, reason=Reason.RUN_OVER, base=update.base
+    )
 
 
 def _spelled(snapshot: Snapshot) -> str:

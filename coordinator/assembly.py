@@ -99,13 +99,16 @@ def assembled(
         codec=settings.run.codec,
         keep_updates=settings.run.keep_updates,
     )
+    for path in ours.store.damaged:
+        logger.error("blob.damaged", extra=log.facts(moved_to=str(path)))
+        report({"event": "blob.damaged", "moved_to": str(path)})
     archive = Archive(ledger, terms, ours.state_dir, ours.voice.identity, ours.store)
     if unfinished is None:
         for run in archive.leave_unfinished():
             report({"event": "run.closed", "run": run})
     model = GlobalModel(models.schema_of(module), models.get_flat(module), strategy, ours.store)
     if unfinished is not None:
-        model.restore(unfinished.model, unfinished.memory)
+        archive.restore(model, unfinished)
     ours.store.sweep({model.digest, *model.memory, *ledger.blobs()}, parts=unfinished is None)
     return Coordinator(
         _policy(settings, hold=hold),

@@ -102,8 +102,10 @@ class BufferMachine:
     shelf: Shelf = field(init=False)
     merging: tuple[Offered, ...] = ()  # in order
     refusals: dict[ClientId, Reason] = field(default_factory=dict)  # since the last round ended
-    ending: bool = False  # with the open round
-    stopping: bool = False  # the same, by a word that lasts
+    declined: set[ClientId] = field(
+        default_factory=set
+    )  # since the round was opened, from the version of now
+    stopping: bool = False  # with the open round
     abandoned_in_a_row: int = 0
     slowest_s: Seconds | None = None  # answer so far
     last_why: str = ""
@@ -149,7 +151,6 @@ class BufferMachine:
             committed=self.committed,
             number=self.number,
             first=self.phase is Phase.GATHERING,
-            stopping=self.stopping,
             abandoned_in_a_row=self.abandoned_in_a_row,
             slowest_s=self.slowest_s,
             last_why=self.last_why,
@@ -198,7 +199,7 @@ class BufferMachine:
             return
         self.phase = Phase.GATHERING
         self.base, self.rounds, self.committed = event.base, event.rounds, 0
-        self.stopping, self.ending, self.abandoned_in_a_row = False, False, 0
+        self.stopping, self.abandoned_in_a_row = False, 0
         self.releases = {event.base: Release(event.base, 0, self.number + 1)}
         self.answers = {event.base: {}}
         self.refusals = {}
@@ -219,9 +220,9 @@ class BufferMachine:
             return
         was = event.snapshot
         self.phase, self.base, self.rounds, self.committed = was.phase, was.base, was.rounds, was.committed
-        self.number, self.stopping = was.number, was.stopping
+        self.number, self.stopping = was.number, event.stopping
         self.abandoned_in_a_row, self.slowest_s = was.abandoned_in_a_row, was.slowest_s
-        self.last_why, self.ending = was.last_why, was.stopping
+        self.last_why = was.last_why
         if was.phase is not Phase.GATHERING:  # else they are waited for anew
             self.here |= set(event.here)
         self.releases = {release.base: release for release in was.releases}
@@ -231,18 +232,21 @@ class BufferMachine:
             yield from self._open(now)
         elif was.phase is Phase.EVALUATING:
             yield from self._evaluated(now)
+        elif was.phase is Phase.GATHERING and self.stopping:
+            yield from self._end("stopped")
         elif was.phase is Phase.GATHERING:
             yield from self._gather(now)
 
     def _restock(self, event: Resumed) -> None:
         """Put what was taken where it was, and know whose answers are known."""
         taken = {(offer.client, offer.update.base): offer for offer in event.taken}
-        self.merging = tuple(taken[key] for key in event.snapshot.merging)
+        self.merging = tuple(taken[key] for key in event.snapshot.merging if key in taken)
         for key, offer in taken.items():
             told = Judge(offer, late=self._staleness(offer) > 0)
             self.answers[Digest(offer.update.base)][offer.client] = told
             if key not in event.snapshot.merging:
                 self.shelf.keep(offer, taken=True)
+        self.declined = {client for client, _ in event.declined} - {client for client, _ in event.refused}
         self.refusals = {**dict(event.declined), **dict(event.refused)}
         for client, reason in self.refusals.items():
             self.answers[event.snapshot.base].setdefault(client, reason)
@@ -250,11 +254,10 @@ class BufferMachine:
     def _stop(self, event: StopAsked, now: Seconds) -> Effects:
         if self.phase in {Phase.IDLE, Phase.OVER}:
             return
-        self.stopping, self.ending = self.stopping or event.lasting, True
+        self.stopping = True
         if self.phase is Phase.GATHERING:
             yield from self._end("stopped")
         elif self.phase is Phase.ROUND:
-            yield Remember(self.snapshot())
             if event.now and self._is_collecting():
                 yield from self._abandon("stopped", now)
             else:
@@ -265,7 +268,7 @@ class BufferMachine:
             return
         if self.committed >= self.rounds:
             yield from self._end("")
-        elif self.ending:
+        elif self.stopping:
             yield from self._end("stopped")
         elif self.abandoned_in_a_row >= ABANDONED_MAX:
             yield from self._end(
@@ -318,7 +321,7 @@ class BufferMachine:
         if not self._is_collecting():
             return ()
         ready = self.here - self.at_work.keys() - self.answers[self.base].keys()
-        if self.ending:  # only who was asked before, and may have lost its task
+        if self.stopping:  # only who was asked before, and may have lost its task
             ready &= self.releases[self.base].asked
         size = self.policy.cohort_size
         free = None if size is None else max(0, size - len(self.at_work))
@@ -348,7 +351,7 @@ class BufferMachine:
             return
         if len(self.shelf.taken()) >= self.buffer.least:
             yield from self._merge()
-        elif self.ending:
+        elif self.stopping:
             yield from self._abandon("stopped", now)
         elif self.overdue and not self.at_work:
             yield from self._abandon("nobody is left to be asked", now)
@@ -379,8 +382,11 @@ class BufferMachine:
             yield from self._abandon(why, now)
 
     def _abandon(self, why: str, now: Seconds) -> Effects:
+        assert self.base is not None
         self.abandoned_in_a_row += 1
         self.last_why = why
+        for client in self.declined:  # the next round is another try
+            self.answers[self.base].pop(client, None)
         yield from self._close(now, self.base, committed=False)
 
     def _close(
@@ -401,6 +407,7 @@ class BufferMachine:
         self.committed += 1
         self.releases[model] = Release(model, self.committed, self.number + 1)
         self.answers[model] = {}
+        self.declined = set()
         old = set(list(self.releases)[: -STALENESS_MAX - 1])
         self.at_work = {client: work for client, work in self.at_work.items() if work.base not in old}
         for base in old - self.shelf.bases():  # what waits has to be told its staleness
@@ -458,6 +465,8 @@ class BufferMachine:
         if work is None or self.shelf.knows(event.client, work.base):
             return
         if asked and work.base == asked[-1]:
+            if work.base == self.base:
+                self.declined.add(event.client)
             yield from self._answered(event.client, work.base, event.reason, now)
 
     def _answered(self, client: ClientId, base: str, answer: Answer, now: Seconds) -> Effects:
@@ -485,5 +494,5 @@ class BufferMachine:
         """Tell whether another merge is to come in this run."""
         if self.phase is Phase.OVER:
             return False
-        more = not self.ending and self.committed + bool(self.merging) < self.rounds
+        more = not self.stopping and self.committed + bool(self.merging) < self.rounds
         return self._is_collecting() or more

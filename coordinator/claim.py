@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 
 from common import limits
-from common.crew import in_background
+from common.durably import Durably
 from common.errors import RivalError
 from common.messages import Presence, Status
 from common.voice import Voice
@@ -23,9 +23,9 @@ from coordinator.notices import Notices
 class Claim:
     """A coordinator's claim to its federation."""
 
-    def __init__(self, notices: Notices, voice: Voice, ledger: Ledger) -> None:
+    def __init__(self, notices: Notices, voice: Voice, ledger: Ledger, durably: Durably) -> None:
         self.is_made = False
-        self._notices, self._voice, self._ledger = notices, voice, ledger
+        self._notices, self._voice, self._ledger, self._durably = notices, voice, ledger, durably
         self._linked = asyncio.Event()
         self._other: asyncio.Queue[Status] = asyncio.Queue()
         self._seen = 0  # the highest epoch of another coordinator
@@ -45,14 +45,14 @@ class Claim:
         return self.is_made and status.state is Presence.ONLINE and theirs > ours
 
     async def make(self) -> None:
-        """Take the federation's next epoch. Raises: RivalError, StorageError."""
-        predecessor = await in_background(self._ledger.take_over, self._voice.boot)
+        """Take the federation's next epoch. Raises: RivalError."""
+        predecessor = await self._durably(self._ledger.take_over, self._voice.boot)
         await self._linked.wait()
         other = await self._retained()
         if other is not None and other.state is Presence.ONLINE and other.boot != predecessor:
             await self._require_silence(other)
         at_least = max(self._seen + 1, int(time.time()))
-        self._voice.epoch = await in_background(self._ledger.raise_epoch, at_least)
+        self._voice.epoch = await self._durably(self._ledger.raise_epoch, at_least)
         self.is_made = True
 
     async def _retained(self) -> Status | None:

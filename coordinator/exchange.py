@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 
 from common import log
 from common.courier import Courier, Lanes
@@ -30,6 +31,15 @@ logger = log.logger(__name__)
 Report = Callable[[dict[str, object]], None]
 Tell = Callable[[ClientId, Message], Coroutine[None, None, None]]
 Hear = Callable[[Received | Unfetched], None]
+Key = tuple[ClientId, Digest]
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """An update on its way."""
+
+    task: asyncio.Task[None]
+    base: str
 
 
 class Exchange:
@@ -53,7 +63,7 @@ class Exchange:
         self._store, self._ledger, self._model, self._codec = parts.store, ledger, model, codec
         self._crew, self._durably, self._tell, self._hear, self._report = crew, durably, tell, hear, report
         self._served: set[Digest] = set()  # models
-        self._coming: dict[tuple[ClientId, Digest], asyncio.Task[None]] = {}  # updates that are not settled
+        self._coming: dict[Key, _Coming] = {}  # updates that are not settled
         self._changing = asyncio.Lock()  # one of settling an update and deleting a blob at a time
 
     def heard(self, client: ClientId, message: Want | Done | Unavailable) -> None:
@@ -85,10 +95,13 @@ class Exchange:
 
     def fetch(self, offer: Offered) -> None:
         """Have an update's blob."""
-        key = offer.client, offer.delta
+        key, base = (offer.client, offer.delta), offer.update.base
+        for other, known in tuple(self._coming.items()):
+            if known.base == base and other[0] == offer.client and other != key:  # it thought better of it
+                self._let_go(other)
         coming = self._coming.get(key)
-        if coming is None or coming.done():
-            self._coming[key] = self._crew.spawn(self._fetch(offer))
+        if coming is None or coming.task.done():
+            self._coming[key] = _Coming(self._crew.spawn(self._fetch(offer)), base)
         else:
             self.courier.ask_again(offer.delta)
 
@@ -116,10 +129,14 @@ class Exchange:
     def forgo(self, client: ClientId) -> None:
         """Fetch nothing more from a client: the round goes on without it, and it may never send the rest."""
         for key in [key for key in self._coming if key[0] == client]:
-            self._crew.spawn(self._let_go(self._coming.pop(key), key[1]))
+            self._let_go(key)
 
-    async def _let_go(self, fetching: asyncio.Task[None], digest: Digest) -> None:
-        fetching.cancel()
+    def _let_go(self, key: Key) -> None:
+        task = self._coming.pop(key).task
+        task.cancel()
+        self._crew.spawn(self._clear_up(task, key[1]))
+
+    async def _clear_up(self, fetching: asyncio.Task[None], digest: Digest) -> None:
         await asyncio.wait((fetching,))
         await self.discard(digest)
 
@@ -143,8 +160,8 @@ class Exchange:
 
     async def remind(self, client: ClientId) -> None:
         """Tell a client again which of its updates count no more: it may have been away when that was said."""
-        for offer in await self._durably(self._ledger.revoked, client):
-            await self._tell(client, _verdict(offer, Settled(Reason.RUN_OVER, "", late=False)))
+        for offer, reason in await self._durably(self._ledger.revoked, client):
+            await self._tell(client, _verdict(offer, Settled(reason, "", late=False)))
 
     async def answer(self, client: ClientId, offer: Offered, settled: Settled) -> None:
         """Tell a client what became of an update."""

@@ -34,7 +34,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS run (
   id TEXT PRIMARY KEY, settings TEXT NOT NULL, model TEXT NOT NULL, snapshot TEXT NOT NULL,
-  over INTEGER NOT NULL DEFAULT 0, metrics TEXT);
+  over INTEGER NOT NULL DEFAULT 0, metrics TEXT, stopping INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS round (
   run TEXT NOT NULL, number INTEGER NOT NULL, model TEXT NOT NULL, memory TEXT NOT NULL, metrics TEXT NOT NULL,
   PRIMARY KEY (run, number));
@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS offer (
 CREATE UNIQUE INDEX IF NOT EXISTS taken ON offer (run, client, base) WHERE refused IS NULL;
 CREATE INDEX IF NOT EXISTS unmerged ON offer (run) WHERE refused IS NULL AND merged IS NULL;
 CREATE INDEX IF NOT EXISTS needed ON offer (delta) WHERE refused IS NULL AND merged IS NULL;
-CREATE INDEX IF NOT EXISTS revoked ON offer (client) WHERE refused = 'run-over';
+CREATE INDEX IF NOT EXISTS revoked ON offer (client) WHERE refused IS NOT NULL AND proof != x'';
 CREATE INDEX IF NOT EXISTS unsaid ON offer (run) WHERE refused IS NOT NULL AND said = 0;
 CREATE TABLE IF NOT EXISTS declined (
   run TEXT NOT NULL, round INTEGER NOT NULL, client TEXT NOT NULL, reason TEXT NOT NULL,
@@ -90,7 +90,9 @@ class Unfinished:
     number: int  # of the round that made the model of now; 0: none did
     model: Digest
     memory: tuple[Digest, ...]
+    models: tuple[Digest, ...]  # that it has had
     snapshot: str  # empty: the run was not even begun
+    stopping: bool  # with its open round
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +169,18 @@ class Ledger:
         with self._database.transaction() as rows:
             _add_line(rows, run, line)
 
-    def finish(self, run: RunId, metrics: str, line: bytes, told: Sequence[Refusal]) -> None:
-        """End a run, with its last line in metrics.jsonl."""
+    def ask_stop(self, run: RunId) -> None:
+        """Write down that a run is to end with its open round."""
         with self._database.transaction() as rows:
+            rows.execute("UPDATE run SET stopping = 1 WHERE id = ?", (run,))
+
+    def finish(self, run: RunId, metrics: str, line: bytes, told: Sequence[Refusal]) -> None:
+        """End a run, with its last line in metrics.jsonl; what was taken and not merged counts no more."""
+        with self._database.transaction() as rows:
+            rows.execute(
+                "UPDATE offer SET refused = ? WHERE run = ? AND refused IS NULL AND merged IS NULL",
+                (Reason.RUN_OVER, run),
+            )
             _add_line(rows, run, line, told)
             rows.execute("UPDATE run SET over = 1, metrics = ? WHERE id = ?", (metrics, run))
 
@@ -181,11 +192,11 @@ class Ledger:
     def unfinished(self) -> Unfinished | None:
         """Find the newest run that has not ended."""
         found = self._database.rows(
-            "SELECT id, settings, model, snapshot FROM run WHERE over = 0 ORDER BY rowid DESC LIMIT 1"
+            "SELECT id, settings, model, snapshot, stopping FROM run WHERE over = 0 ORDER BY rowid DESC LIMIT 1"
         )
         if not found:
             return None
-        run, settings, first, snapshot = found[0]
+        run, settings, first, snapshot, stopping = found[0]
         last = self._database.rows(
             "SELECT model, memory FROM round WHERE run = ? ORDER BY number DESC LIMIT 1", run
         )
@@ -197,7 +208,17 @@ class Ledger:
             first,
         )
         digests = tuple(Digest(digest) for digest in memory.split())
-        return Unfinished(RunId(run), settings, Digest(first), number, Digest(model), digests, snapshot)
+        return Unfinished(
+            RunId(run),
+            settings,
+            Digest(first),
+            number,
+            Digest(model),
+            digests,
+            tuple(self.models(RunId(run))),
+            snapshot,
+            bool(stopping),
+        )
 
     def knows_run(self, run: str) -> bool:
         """Tell whether a run was this coordinator's."""
@@ -209,6 +230,11 @@ class Ledger:
             "SELECT text FROM line WHERE run = ? AND number >= ? ORDER BY number", run, after
         )
         return [text for (text,) in found]
+
+    def models(self, run: RunId) -> list[Digest]:
+        """List the models that a run has had, the first one first."""
+        sql = "SELECT 0, model FROM run WHERE id = ?1 UNION SELECT number, model FROM round WHERE run = ?1 ORDER BY 1"
+        return [Digest(model) for _, model in self._database.rows(sql, run)]
 
     def metrics(self, run: RunId, after: int = 0) -> list[bytes]:
         """List the lines of a run's metrics, one a round and one for the whole, but for the first ones."""
@@ -262,15 +288,15 @@ class Ledger:
                 (reason, offer.update.run, offer.client, offer.update.base, offer.delta),
             )
 
-    def revoked(self, client: ClientId) -> list[Offered]:
-        """List the newest of a client's updates that were revoked."""
+    def revoked(self, client: ClientId) -> list[tuple[Offered, Reason]]:
+        """List the newest of a client's updates that were taken first, and revoked later."""
         found = self._database.rows(
-            "SELECT proof FROM offer WHERE client = ? AND refused = ? ORDER BY id DESC LIMIT ?",
+            "SELECT proof, refused FROM offer WHERE client = ? AND refused IS NOT NULL AND proof != x''"
+            " ORDER BY id DESC LIMIT ?",
             client,
-            Reason.RUN_OVER,
             REVOKED_TOLD,
         )
-        return [_offered(proof) for (proof,) in found]
+        return [(_offered(proof), Reason(reason)) for proof, reason in found]
 
     def decline(self, run: RunId, number: int, client: ClientId, reason: Reason) -> None:
         """Write down that a client's update for a round will not come."""

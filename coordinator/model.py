@@ -3,7 +3,7 @@
 Memory is that of the model, whatever the cohort: blobs are streamed from disk, in the order of the updates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from common import chunks, compression
 from common.blobs import BlobStore
@@ -25,18 +25,20 @@ class GlobalModel:
         self._memory: Memory = ()
         self.memory: tuple[Digest, ...] = ()  # its blobs
         self.manifest = self._put(vector)
+        self._had = {self.digest}  # in this run
 
     @property
     def digest(self) -> Digest:
         """Its blob's name."""
         return Digest(self.manifest.digest)
 
-    def restore(self, model: Digest, memory: Sequence[Digest]) -> None:
-        """Become the model that these blobs hold. Raises: NotFoundError."""
+    def restore(self, model: Digest, memory: Sequence[Digest], had: Iterable[Digest]) -> None:
+        """Become the model that these blobs hold, in a run that `had` these models. Raises: NotFoundError."""
         self._memory = tuple(self._read(digest) for digest in memory)
         self.memory = tuple(memory)
         self.vector = self._read(model)
         self.manifest = self._put(self.vector)
+        self._had = {self.digest, *had}
 
     def refuse_offer(self, update: Update, codec: str) -> Reason | None:
         """Say why an update's blob cannot be what the round needs, before a byte of it is fetched."""
@@ -58,23 +60,24 @@ class GlobalModel:
         return screened if isinstance(screened, Reason) else None
 
     def forget(self) -> None:
-        """Let a new run begin: the strategy remembers nothing of the last one."""
-        self._memory, self.memory = (), ()
+        """Let a new run begin: nothing is remembered of the last one but its model."""
+        self._memory, self.memory, self._had = (), (), {self.digest}
 
     def merge(self, counted: Sequence[Counted]) -> str:
         """Take updates in, in their order; say why nothing came of it, and then nothing has changed."""
         deltas = (
-            (self._delta(one.update), self.strategy.weigh(one.update), one.staleness) for one in counted
+            (self._delta(one.update), self.strategy.weight(one.update), one.staleness) for one in counted
         )
         advanced = strategies.merge(self.strategy, self.vector, deltas, self._memory)
         if advanced is None:
             return "the merged model is not finite"
         vector, memory = advanced
         manifest = self._put(vector)
-        if manifest.digest == self.digest:  # clients train once from a model
-            return "the merged model is the one before"
+        if manifest.digest in self._had:  # clients train once from a model
+            return "the merged model is one that the run has had"
         self.memory = tuple(self._store.put(compression.encode("none", part)) for part in memory)
         self.vector, self._memory, self.manifest = vector, memory, manifest
+        self._had.add(self.digest)
         return ""
 
     def _delta(self, update: Update) -> Vector:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from common import limits
 from common.evaluation import Scores
 from common.ids import RunId
 from common.messages import Summary
@@ -61,9 +62,9 @@ def mean(pairs: Iterable[tuple[float | None, int]]) -> float | None:
     """Average what was reported, weighted; None where nobody did."""
     known = [(value, weight) for value, weight in pairs if value is not None]
     total = sum(weight for _, weight in known)
-    return finite(math.fsum(value * weight for value, weight in known) / total) if total else None
+    return finite(math.fsum(value * (weight / total) for value, weight in known)) if total else None
 
 
 def finite(value: float | None) -> float | None:
-    """Pass a number on, or None for what JSON cannot say."""
-    return value if value is not None and math.isfinite(value) else None
+    """Pass a number on, or None for what a message cannot say."""
+    return value if value is not None and abs(value) <= limits.FLOAT_MAX else None

@@ -68,7 +68,6 @@ class StopAsked:
     """The run is to end: after the open round, or at once."""
 
     now: bool = False
-    lasting: bool = True  # a coordinator that is killed before that ends it when it is back
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,6 @@ class Snapshot:
     committed: int
     number: int
     first: bool
-    stopping: bool  # by an operator's word that lasts
     abandoned_in_a_row: int
     slowest_s: Seconds | None
     last_why: str
@@ -117,6 +115,7 @@ class Resumed:
         tuple[ClientId, Reason], ...
     ]  # in the open round, or from its base if there are no rounds
     here: tuple[ClientId, ...]  # when it stopped; who does not come back is declared gone in time
+    stopping: bool = False  # it was told to end with its open round
 
 
 RunEvent = (
@@ -260,8 +259,7 @@ class RunMachine:
     merging: tuple[Offered, ...] = ()  # in order
     spent: dict[ClientId, Reason] = field(default_factory=dict)  # whose one update from this base was refused
     first: bool = True  # the run's first round is still to come
-    ending: bool = False  # with the open round
-    stopping: bool = False  # the same, by a word that lasts
+    stopping: bool = False  # with the open round
     abandoned_in_a_row: int = 0
     slowest_s: Seconds | None = None  # answer in the last round, or in an earlier one if somebody missed it
     last_why: str = ""
@@ -300,7 +298,6 @@ class RunMachine:
             committed=self.committed,
             number=self.number,
             first=self.first,
-            stopping=self.stopping,
             abandoned_in_a_row=self.abandoned_in_a_row,
             slowest_s=self.slowest_s,
             last_why=self.last_why,
@@ -350,7 +347,7 @@ class RunMachine:
             return
         self.phase, self.round = Phase.GATHERING, None
         self.base, self.rounds, self.committed = event.base, event.rounds, 0
-        self.stopping, self.ending, self.abandoned_in_a_row, self.first = False, False, 0, True
+        self.stopping, self.abandoned_in_a_row, self.first = False, 0, True
         self.spent.clear()
         self.releases = {event.base: Release(event.base, 0, self.number + 1)}
         yield Remember(self.snapshot())
@@ -361,14 +358,13 @@ class RunMachine:
             return
         was = event.snapshot
         self.phase, self.base, self.rounds, self.committed = was.phase, was.base, was.rounds, was.committed
-        self.number, self.first, self.stopping = was.number, was.first, was.stopping
+        self.number, self.first, self.stopping = was.number, was.first, event.stopping
         self.abandoned_in_a_row, self.slowest_s, self.last_why = (
             was.abandoned_in_a_row,
             was.slowest_s,
             was.last_why,
         )
         self.releases = {release.base: release for release in was.releases}
-        self.ending = was.stopping
         if was.phase is not Phase.GATHERING:  # else they are waited for anew
             self.here |= set(event.here)
         self.spent = dict(event.refused)
@@ -379,7 +375,7 @@ class RunMachine:
                 self.shelf.keep(offer, taken=True)
             if was.phase is Phase.EVALUATING:
                 yield from self._evaluated(now)
-            elif was.phase is Phase.GATHERING and was.stopping:
+            elif was.phase is Phase.GATHERING and self.stopping:
                 yield from self._end("stopped")
             elif was.phase is Phase.GATHERING:
                 yield from self._open_or_gather(now)
@@ -389,7 +385,7 @@ class RunMachine:
         was = event.snapshot
         assert was.policy is not None
         taken = {(offer.client, offer.update.base): offer for offer in event.taken}
-        self.merging = tuple(taken[key] for key in was.merging)
+        self.merging = tuple(taken[key] for key in was.merging if key in taken)
         round_ = RoundMachine(self.number, was.base, was.cohort, was.policy)
         for client in was.cohort:
             if client not in self.here:
@@ -399,7 +395,7 @@ class RunMachine:
                 round_.standing[client], round_.refusals[client] = Standing.REFUSED, reason
         for key, offer in taken.items():
             of_round = offer.update.base == was.base and offer.client in was.cohort
-            if key in was.merging or (of_round and not was.merging):
+            if key in was.merging or (of_round and not self.merging):
                 if of_round:
                     round_.standing[offer.client], round_.offers[offer.client] = Standing.TAKEN, offer
             else:  # it came when the merge had begun
@@ -415,14 +411,11 @@ class RunMachine:
     def _stop(self, event: StopAsked, now: Seconds) -> Effects:
         if self.phase in {Phase.IDLE, Phase.OVER}:
             return
-        self.stopping, self.ending = self.stopping or event.lasting, True
+        self.stopping = True
         if self.phase is Phase.GATHERING:
-            yield Remember(self.snapshot())
             yield from self._end("stopped")
-        elif self.phase is Phase.ROUND:
-            yield Remember(self.snapshot())
-            if event.now:
-                yield from self._in_round(Halted(), now)
+        elif self.phase is Phase.ROUND and event.now:
+            yield from self._in_round(Halted(), now)
 
     def _end(self, why: str) -> Effects:
         assert self.base is not None
@@ -562,7 +555,7 @@ class RunMachine:
             return
         if self.committed >= self.rounds:
             yield from self._end("")
-        elif self.ending:
+        elif self.stopping:
             yield from self._end("stopped")
         elif self.abandoned_in_a_row >= ABANDONED_MAX:
             yield from self._end(
@@ -598,6 +591,8 @@ class RunMachine:
             yield Judge(offer, Reason.TOO_STALE if offer.update.round < oldest else Reason.WRONG_BASE)
         elif offer.client not in release.asked:
             yield Judge(offer, Reason.NOT_INVITED)
+        elif offer.update.round > self.number:
+            yield Judge(offer, Reason.WRONG_ROUND)
         elif not self._will_merge() or (self.policy.late is Late.REFUSE and not self._is_fresh(offer)):
             yield Judge(offer, Reason.TOO_LATE)
         else:
@@ -615,4 +610,4 @@ class RunMachine:
         if self.round is not None and self.round.phase is RoundPhase.REPORTING:
             return True
         merging = self.round is not None and self.round.phase is RoundPhase.MERGING
-        return not self.ending and self.committed + merging < self.rounds
+        return not self.stopping and self.committed + merging < self.rounds

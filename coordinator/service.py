@@ -103,6 +103,7 @@ from coordinator.run import (
 )
 
 logger = log.logger(__name__)
+WHY_CHARACTERS = 500  # of what a strategy of someone's own raises
 T = TypeVar("T")
 
 
@@ -146,7 +147,6 @@ class Coordinator:
         self._ledger = archive.ledger
         self._unfinished = unfinished
         self._report = report
-        self._claim = Claim(self.notices, self.voice, self._ledger)
         self._run = RunId("none")
         self._is_down = False
         self._leaving = False
@@ -167,6 +167,7 @@ class Coordinator:
         self._over = asyncio.Event()
         self._crew = Crew()
         self._durably = Durably(self._disk)
+        self._claim = Claim(self.notices, self.voice, self._ledger, self._durably)
         self.exchange = Exchange(
             parts,
             self._ledger,
@@ -211,7 +212,7 @@ class Coordinator:
             self._over.set()
         else:
             self._log("run.ending", run=self._run, round=self.machine.number)
-            self._run_inbox.put_nowait(StopAsked(lasting=False))
+            self._run_inbox.put_nowait(StopAsked())
 
     async def _lead(self) -> None:
         """Make sure that nobody else coordinates, then go on with the run that was begun, or begin one."""
@@ -386,6 +387,7 @@ class Coordinator:
             case Stop() if self._is_idle:
                 refused = "no run is going on"
             case Stop(now=now):
+                await self._durably(self._ledger.ask_stop, self._run)
                 self._run_inbox.put_nowait(StopAsked(now))
         await self.notices.answer(Answer(command=command.command, refused=refused, run=self._run))
 
@@ -481,6 +483,8 @@ class Coordinator:
             self._run_inbox.put_nowait(dataclasses.replace(resumed, here=here))
         else:
             self._run_inbox.put_nowait(Started(self.model.digest, self.policy.rounds))
+            if unfinished.stopping:
+                self._run_inbox.put_nowait(StopAsked())
         self._starting = False
 
     def _task(self) -> Task | None:
@@ -501,9 +505,13 @@ class Coordinator:
     async def _merge(self, updates: tuple[Counted, ...]) -> None:
         try:
             problem = await self._durably(self.model.merge, updates)
-        except Exception as error:  # whatever a strategy of someone's own raises: the model stays
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever a strategy of someone's own raises: the model stays
             logger.exception("merge.failed")
-            self._run_inbox.put_nowait(MergeFailed(f"{type(error).__name__}: {error}"))
+            why = f"{type(error).__name__}: {error}".encode(errors="replace").decode()
+            self._run_inbox.put_nowait(MergeFailed(why[:WHY_CHARACTERS]))
             return
         self._run_inbox.put_nowait(MergeFailed(problem) if problem else Merged(self.model.digest))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common import plugins
+from common import limits, plugins
 from common.errors import ConfigError, UsageError
 from common.messages import Update
 from common.tensors import Vector
@@ -31,6 +31,13 @@ class Strategy:
     weigh: Callable[[Update], float]
     combine: Callable[[int], Aggregator]
     step: Step
+
+    def weight(self, update: Update) -> float:
+        """Weigh an update. Raises: ConfigError where a strategy of someone's own says what is no weight."""
+        weight = float(self.weigh(update))
+        if not 0 <= weight <= limits.FLOAT_MAX:
+            raise ConfigError(f"the strategy gave an update the weight {weight}")
+        return weight
 
 
 def by_examples(update: Update) -> float:
@@ -116,8 +123,10 @@ def advance(strategy: Strategy, model: Vector, delta: Vector, memory: Memory) ->
     with np.errstate(all="ignore"):  # what overflows is found below
         stepped, remembered = strategy.step(model, delta, memory)
         stepped = np.asarray(stepped, np.float32)
-    if stepped.shape != model.shape:
-        raise ConfigError(f"the strategy made a model of the shape {stepped.shape}, not {model.shape}")
+        remembered = tuple(np.asarray(part, np.float32) for part in remembered)
+    for what, vector in (("made a model", stepped), *(("remembers a vector", part) for part in remembered)):
+        if vector.shape != model.shape:
+            raise ConfigError(f"the strategy {what} of the shape {vector.shape}, not {model.shape}")
     if not all(np.isfinite(vector).all() for vector in (stepped, *remembered)):
         return None
     return stepped, remembered

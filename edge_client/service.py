@@ -145,6 +145,9 @@ class Client:
         if aside := self.outbox.moved_aside:
             logger.error("database.damaged", extra=log.facts(moved_to=str(aside)))
             self.report({"event": "database.damaged", "moved_to": str(aside)})
+        for path in self.store.damaged:
+            logger.error("blob.damaged", extra=log.facts(moved_to=str(path)))
+            self.report({"event": "blob.damaged", "moved_to": str(path)})
         found = self.custody.restore()
         for one in found.lost:
             self._judged(verdict_of(one))

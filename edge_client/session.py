@@ -5,9 +5,10 @@
 
 Laws: 1. What was trained is offered until it is judged; no newer task, release or restart drops it, and many may be
 pending at once. 2. In one run nothing is trained twice from one base: a task for a pending base is answered by the
-update, one for a judged base by nothing. 3. A training that runs is let end; a release drops only what is not
-training yet. 4. What was declined is said again until it is released or a newer task comes. 5. Pending and declined
-is said at once after each break of the link and to each new coordinator, otherwise with doubling waits.
+update, one for a base that the coordinator has judged by nothing, one whose update we lost ourselves by a decline. 3.
+A training that runs is let end; a release drops only what is not training yet. 4. What was declined is said again
+until it is released or a newer task comes. 5. Pending and declined is said at once after each break of the link and
+to each new coordinator, otherwise with doubling waits.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,8 @@ from common.messages import Declined, Manifest, Reason, Task, Update, Verdict
 
 REOFFER_S = 10.0
 REOFFER_S_MAX = 120.0
+
+OUR_OWN = frozenset({Reason.DISK, Reason.EXPIRED, Reason.EVICTED})  # the coordinator does not know of these
 
 Key = tuple[str, str]  # run and base: a client makes one update of each
 
@@ -244,6 +247,8 @@ class Session:
         elif self.declined and _is_of(self.declined, task.run, task.round):
             yield Say(self.declined)
             self._offer_at = now + self._wait_s
+        elif (verdict := self.judged.get(key)) and verdict.refused in OUR_OWN:
+            yield from self._refuse(task, verdict.refused, verdict.detail, now)
         elif key in self.judged or (_is_of(self.task, task.run, task.round) and self._is_at(key)):
             return
         elif self.is_training:  # what it makes is for every task from its base, whatever the round's number
@@ -299,8 +304,11 @@ class Session:
 
     def _decline(self, reason: Reason, detail: str, now: Seconds) -> Effects:
         assert self.task is not None
-        self.declined = Declined(run=self.task.run, round=self.task.round, reason=reason, detail=detail)
-        self.task, self.is_training = None, False
+        task, self.task, self.is_training = self.task, None, False
+        yield from self._refuse(task, reason, detail, now)
+
+    def _refuse(self, task: Task, reason: Reason, detail: str, now: Seconds) -> Effects:
+        self.declined = Declined(run=task.run, round=task.round, reason=reason, detail=detail)
         yield Decline(self.declined)
         yield Say(self.declined)
         self._wait_s = REOFFER_S

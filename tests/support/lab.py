@@ -83,7 +83,7 @@ class Lab:
         archive = Archive(ledger, TERMS, ours.state_dir, ours.voice.identity, ours.store)
         unfinished = ledger.unfinished()
         if unfinished is not None:
-            model.restore(unfinished.model, unfinished.memory)
+            archive.restore(model, unfinished)
         ours.store.sweep({model.digest, *model.memory, *ledger.blobs()}, parts=False)
         return kind(
             policy,

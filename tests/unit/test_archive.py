@@ -69,7 +69,7 @@ class Site:
         """Go on with the run that was begun, its files not yet."""
         unfinished = self.ledger.unfinished()
         self.epoch += 1
-        self.model.restore(unfinished.model, unfinished.memory)
+        self.archive.restore(self.model, unfinished)
         self.archive.take_up(unfinished, self.model, self.epoch)
         return unfinished
 
@@ -117,7 +117,6 @@ class Site:
             committed=self.committed,
             number=number,
             first=False,
-            stopping=False,
             abandoned_in_a_row=0,
             slowest_s=0.1,
             last_why="",
@@ -609,7 +608,7 @@ def test_a_round_whose_updates_could_not_be_kept_is_not_over(site):
     assert site.ledger.lines(RUN) == before
     assert len(site.ledger.waiting(RUN)) == 2
     site.committed = 0
-    site.model.restore(model, ())
+    site.model.restore(model, (), ())
     play(site, STORY[6:])
     site.require_in_step()
 
@@ -643,10 +642,11 @@ def test_a_run_goes_on_with_what_was_taken_refused_and_declined_and_who_was_here
     release = Release(site.model.digest, 0, 1)
     older = Release(Digest("0" * 64), 0, 0)
     snapshot = replace(site.snapshot(2), releases=(older, release))
-    for policy, declined in ((None, ["bob", "eve"]), (RoundPolicy(1, 1.0), ["eve"])):
-        site.archive.remember(replace(snapshot, policy=policy))
-        resumed = site.archive.resumed(site.ledger.unfinished())
-        assert [client for client, _ in resumed.declined] == declined
+    site.archive.remember(snapshot)
+    site.ledger.ask_stop(RUN)
+    resumed = site.archive.resumed(site.ledger.unfinished())
+    assert resumed.declined == (("eve", Reason.DIVERGED),)
+    assert resumed.stopping
     assert resumed.taken == (site.made["ann", 1], site.made["bob", 1])
     assert resumed.refused == (("eve", Reason.NOT_FINITE),)
     assert resumed.here == ("ann",)

@@ -98,12 +98,18 @@ def merged(merge: Merge) -> list[tuple[str, int]]:
 
 
 def resumed(
-    machine: BufferMachine, *taken: Offered, here: str = "abc", refused: tuple = (), at: float = 0
+    machine: BufferMachine,
+    *taken: Offered,
+    here: str = "abc",
+    refused: tuple = (),
+    declined: tuple = (),
+    stopping: bool = False,
+    at: float = 0,
 ) -> tuple[BufferMachine, list[object]]:
     """Restart from what was remembered, through what is on disk."""
     was = msgspec.json.decode(msgspec.json.encode(machine.snapshot()), type=Snapshot)
     again = BufferMachine(machine.policy, machine.buffer)
-    event = Resumed(was, taken, refused, (), tuple(ClientId(client) for client in here))
+    event = Resumed(was, taken, refused, declined, tuple(ClientId(client) for client in here), stopping)
     return again, said(again.handle(event, at))
 
 
@@ -178,6 +184,18 @@ def test_a_client_that_declines_or_is_refused_waits_for_the_next_version():
     assert said(machine.handle(Evaluated(), 2))[1:] == [Assign(A), Assign(B), Assign(C)]
     deliver(machine, made("a", 1))
     assert machine.handle(Merged(model(2)), 3)[0].refusals == ()  # told once
+
+
+def test_who_declined_is_asked_again_in_the_next_try_from_the_same_version():
+    machine = machine_of("a", size=1, first_deadline_s=30)
+    machine.handle(ClientDeclined(A, 1, Reason.DISK), 1)
+    (closed,) = said(machine.handle(Tick(), 30))
+    assert closed.refusals == ((A, Reason.DISK),)
+    assert Assign(A) in machine.handle(Evaluated(), 31)
+    again, effects = resumed(machine_of("a"), declined=((A, Reason.DISK),), here="a")
+    assert Assign(A) not in effects
+    again.handle(Tick(), again.wake_at())
+    assert Assign(A) in again.handle(Evaluated(), 700)
 
 
 def test_what_was_declined_earlier_says_nothing_of_the_work_of_now():
@@ -486,8 +504,7 @@ def test_a_stop_while_waiting_for_clients_ends_the_run():
 
 def test_a_stop_lets_those_at_work_answer_and_asks_nobody_else():
     machine = machine_of("ab", size=9)
-    (remembered,) = machine.handle(StopAsked(), 1)
-    assert remembered.snapshot.stopping
+    assert machine.handle(StopAsked(), 1) == ()
     assert machine.handle(ClientCame(C), 1) == ()
     assert said(machine.handle(ClientCame(A), 1)) == [Assign(A)]
     deliver(machine, made("a"))
@@ -589,8 +606,7 @@ def test_a_restart_keeps_what_had_failed_and_what_was_asked():
     for client in "ab":
         deliver(machine, made(client))
     machine.handle(MergeFailed("nan"), 2)
-    machine.handle(StopAsked(), 2)
-    again, effects = resumed(machine, made("a"), made("b"))
+    again, effects = resumed(machine, made("a"), made("b"), stopping=True)
     assert (again.abandoned_in_a_row, again.last_why) == (1, "nan")
     assert effects[-1] == EndRun(BASE, 0, completed=False, why="stopped")
 
@@ -602,8 +618,7 @@ def test_a_restart_while_gathering_gathers():
     assert effects == [Gather(here=0, needed=2)]  # they are waited for anew
     again.handle(ClientCame(A), 1)
     assert isinstance(said(again.handle(ClientCame(B), 1))[0], OpenRound)
-    machine.handle(StopAsked(), 1)
-    assert resumed(machine)[1] == []
+    assert resumed(machine, stopping=True)[1] == [EndRun(BASE, 0, completed=False, why="stopped")]
 
 
 # --- in any weather -------------------------------------------------------------------------------
@@ -631,7 +646,8 @@ class Weather(RuleBasedStateMachine):
         self.fetching: set[Offered] = set()
         self.waiting: dict[tuple[ClientId, Digest], Offered] = {}  # taken and not merged, as on disk
         self.answers: dict[tuple[str, str, str], Judge] = {}
-        self.declined: dict[tuple[ClientId, Digest], Reason] = {}
+        self.declined: dict[tuple[ClientId, Digest], int] = {}  # the round of the task
+        self.stopping = False
         self.merged: list[Offered] = []
         self.revoked: list[Offered] = []
         self.taken = 0
@@ -647,7 +663,7 @@ class Weather(RuleBasedStateMachine):
             self.perform(effect)
         return effects
 
-    def perform(self, effect):
+    def perform(self, effect):  # noqa: C901 - one branch an effect
         match effect:
             case Remember(snapshot):
                 assert not self.closes  # never while a round is being recorded
@@ -677,6 +693,8 @@ class Weather(RuleBasedStateMachine):
                 self.merge = effect
             case CloseRound() as closed:
                 self.closes, self.closed = True, closed
+                if not closed.committed:  # the next one is another try
+                    self.declined.clear()
             case Revoke(offer, reason):
                 assert reason is Reason.RUN_OVER
                 self.revoked.append(self.waiting.pop((offer.client, offer.delta)))
@@ -730,7 +748,7 @@ class Weather(RuleBasedStateMachine):
             base, number = self.tasks[client][-1]
             work = self.machine.at_work.get(client)
             if work and work.base == base and not self.machine.shelf.knows(client, base):
-                self.declined[client, base] = Reason.DIVERGED
+                self.declined[client, base] = number
             self.tell(ClientDeclined(client, number, Reason.DIVERGED))
 
     @precondition(lambda self: self.merge)
@@ -769,13 +787,16 @@ class Weather(RuleBasedStateMachine):
         self.merge, self.closes = None, False
         self.versions = was.committed
         refused = {c: j.refused for (c, b, _), j in self.answers.items() if b == was.base and j.refused}
-        declined = {c: reason for (c, b), reason in self.declined.items() if b == was.base}
+        known = {key: number for key, number in self.declined.items() if number == was.number}
+        self.declined = {key: number for key, number in known.items() if key[1] == was.base}
+        declined = {client: Reason.DIVERGED for client, _ in known}
         event = Resumed(
             was,
             tuple(self.waiting.values()),
             tuple(refused.items()),
             tuple(declined.items()),
             tuple(sorted(self.here)),
+            self.stopping,
         )
         effects = self.tell(event)
         if was.merging:
@@ -786,6 +807,7 @@ class Weather(RuleBasedStateMachine):
     @rule(at_once=st.booleans(), really=st.sampled_from([False] * 9 + [True]))
     def stop(self, at_once, really):
         if really:
+            self.stopping = True
             self.tell(StopAsked(at_once))
 
     @invariant()

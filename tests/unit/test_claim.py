@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from common import limits
 from common.bus import Arrived, LinkUp
+from common.durably import Durably
 from common.errors import RivalError
 from common.identity import Role
 from common.ids import Boot
@@ -41,7 +42,7 @@ class Coordinator:
         self.bus = MemoryBus(site.broker, boot, will=will)
         self.ingress = ingress(site.keys)
         self.notices = Notices(self.bus, self.voice)
-        self.claim = Claim(self.notices, self.voice, self.ledger)
+        self.claim = Claim(self.notices, self.voice, self.ledger, Durably(lambda _: None))
         self.heard = []
 
     def line(self, state, **changes):

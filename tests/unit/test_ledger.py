@@ -1,6 +1,7 @@
 """What the ledger says of an update it says again, whenever it is asked, and whatever happened in between."""
 
 import base64
+import dataclasses
 import itertools
 
 import pytest
@@ -269,7 +270,7 @@ def test_a_revoked_update_waits_no_more_and_is_answered_so(ledger, opened, offer
     again = opened()
     assert again.waiting(RUN) == [offer("bob")]
     assert again.answer(offer().update) == Settled(Reason.RUN_OVER, "", late=False)
-    assert again.revoked(ANN) == [offer()]
+    assert again.revoked(ANN) == [(offer(), Reason.RUN_OVER)]
     assert again.revoked(BOB) == []
     assert refusals(again) == [(ANN, offer().delta, Reason.RUN_OVER, BASE)]
 
@@ -295,7 +296,7 @@ def test_the_newest_that_were_revoked_are_told_of_over_all_runs(ledger, offer, m
         ledger.settle(one, TAKEN)
         ledger.revoke(one, Reason.RUN_OVER)
     ledger.settle(offer(base=THIRD), NAN)
-    assert ledger.revoked(ANN) == made[:0:-1]
+    assert ledger.revoked(ANN) == [(one, Reason.RUN_OVER) for one in made[:0:-1]]
 
 
 # --- who comes no more ----------------------------------------------------------------------------
@@ -356,12 +357,15 @@ def test_of_two_updates_of_the_same_bytes_each_refusal_is_told_of(ledger, offer)
 def test_a_run_is_unfinished_from_its_beginning_to_its_end(ledger, opened):
     assert ledger.unfinished() is None
     ledger.begin(RUN, '{"seed":1}', FIRST, b"opened")
-    assert opened().unfinished() == Unfinished(RUN, '{"seed":1}', FIRST, 0, FIRST, (), "")
+    begun = Unfinished(RUN, '{"seed":1}', FIRST, 0, FIRST, (), (FIRST,), "", stopping=False)
+    assert opened().unfinished() == begun
     ledger.remember(RUN, "gathering")
-    assert opened().unfinished() == Unfinished(RUN, '{"seed":1}', FIRST, 0, FIRST, (), "gathering")
+    assert opened().unfinished() == dataclasses.replace(begun, snapshot="gathering")
+    ledger.ask_stop(RUN)
+    assert opened().unfinished() == dataclasses.replace(begun, snapshot="gathering", stopping=True)
     ledger.end_round(RUN, ended(1, SECOND, memory=(THIRD, FIRST)), "evaluating")
     assert opened().unfinished() == Unfinished(
-        RUN, '{"seed":1}', FIRST, 1, SECOND, (THIRD, FIRST), "evaluating"
+        RUN, '{"seed":1}', FIRST, 1, SECOND, (THIRD, FIRST), (FIRST, SECOND), "evaluating", stopping=True
     )
     ledger.finish(RUN, "metrics", b"closed", [])
     assert opened().unfinished() is None
@@ -391,7 +395,9 @@ def test_of_several_runs_the_newest_is_the_one_that_was_begun_last(ledger):
     assert ledger.unfinished().model == FIRST
     ledger.finish(later, "metrics", b"closed", [])
     assert ledger.newest() == later
-    assert ledger.unfinished() == Unfinished(earlier, "z", FIRST, 1, SECOND, (), "there")
+    assert ledger.unfinished() == Unfinished(
+        earlier, "z", FIRST, 1, SECOND, (), (FIRST, SECOND), "there", stopping=False
+    )
 
 
 def test_a_run_is_known_when_it_is_over_and_when_it_is_not(ledger):

@@ -19,7 +19,7 @@ OF_THIS_START = {"state_dir", "keys_dir", "training.device"} | {
 def unfinished(begun: Settings) -> Unfinished:
     """What the ledger knows of a run that was begun with these."""
     model = Digest("0" * 64)
-    return Unfinished(RunId("run-1"), resuming.written(begun), model, 0, model, (), "")
+    return Unfinished(RunId("run-1"), resuming.written(begun), model, 0, model, (), (), "", stopping=False)
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +150,15 @@ def test_a_flag_that_is_not_of_the_run_contradicts_nothing(tmp_path):
 def test_a_run_of_before_a_setting_was_added_has_its_default():
     """What an older release wrote down is read."""
     old = Unfinished(
-        RunId("r"), '{"seed":3,"run":{"num_rounds":2}}', Digest("0" * 64), 0, Digest("0" * 64), (), ""
+        RunId("r"),
+        '{"seed":3,"run":{"num_rounds":2}}',
+        Digest("0" * 64),
+        0,
+        Digest("0" * 64),
+        (),
+        (),
+        "",
+        stopping=False,
     )
     resumed = resuming.settings_of(settings.load(training__lr=0.05), old)
     assert (resumed.seed, resumed.run.num_rounds, resumed.run.patience) == (3, 2, Settings().run.patience)

@@ -346,10 +346,12 @@ def test_what_was_taken_and_never_merged_is_revoked_at_the_end():
     )
 
 
-def resumed(machine: Run, *taken: Offered, refused=(), declined=()) -> tuple[Run, tuple[object, ...]]:
+def resumed(
+    machine: Run, *taken: Offered, refused=(), declined=(), stopping=False
+) -> tuple[Run, tuple[object, ...]]:
     """The same run in another process: what was written down, and the updates that were taken."""
     again = Run(machine.policy)
-    event = Resumed(machine.snapshot(), taken, refused, declined, tuple(sorted(machine.here)))
+    event = Resumed(machine.snapshot(), taken, refused, declined, tuple(sorted(machine.here)), stopping)
     return again, again.handle(event, 100)
 
 
@@ -446,15 +448,35 @@ def test_a_second_run_asks_who_was_refused_in_the_first():
     assert [effect for effect in effects if isinstance(effect, Assign)] == [Assign(A), Assign(B)]
 
 
-@pytest.mark.parametrize("lasting", [True, False])
-def test_a_stop_that_lasts_holds_across_a_restart(lasting):
-    machine = run_of()
-    machine.handle(StopAsked(lasting=lasting), 1)
-    assert not machine.shelf.taken()
-    again, _ = resumed(machine)
+def test_a_run_that_was_told_to_stop_stops_with_the_round_that_it_is_resumed_in():
+    again, _ = resumed(run_of(), stopping=True)
     play(again, 101)
-    (first, *_) = again.handle(Evaluated(), 102)
-    assert isinstance(first, EndRun if lasting else OpenRound)
+    assert again.handle(Evaluated(), 102) == (EndRun(model(1), 1, completed=False, why="stopped"),)
+    machine = run_of()
+    play(machine, 2)
+    assert resumed(machine, stopping=True)[1] == (EndRun(model(1), 1, completed=False, why="stopped"),)
+
+
+def test_a_merge_is_repeated_without_what_the_disk_lost():
+    machine = run_of(quorum_share=1)
+    answer(machine, "a", 2)
+    answer(machine, "b", 2)
+    again, effects = resumed(machine, Offered(update("b")))
+    assert effects[-1] == Merge((Counted(update("b")),))
+    assert [one.client for one in again.merging] == [B]
+    again, effects = resumed(machine)
+    assert not again.merging
+    assert [effect for effect in effects if isinstance(effect, Assign)] == [Assign(A), Assign(B)]
+
+
+def test_a_late_update_for_a_round_that_is_yet_to_come_is_refused():
+    machine = run_of(quorum_share=0.5, first_deadline_s=30)
+    answer(machine, "a", 2)
+    machine.handle(Tick(), 30)
+    machine.handle(Merged(model(1)), 31)
+    machine.handle(Evaluated(), 32)
+    late = Offered(update("b", number=999))
+    assert machine.handle(late, 33) == (Judge(late, Reason.WRONG_ROUND),)
 
 
 def test_a_run_that_was_gathering_waits_for_its_clients_anew():
