@@ -47,6 +47,19 @@ def test_a_deleted_blob_is_gone_and_its_bytes_are_free(store):
         store.read(digest)
 
 
+def test_what_the_disk_spoilt_is_moved_out_of_the_way_at_the_next_start(store, tmp_path):
+    whole, spoilt = store.put(DATA), store.put(b"spoilt")
+    (tmp_path / "blobs" / spoilt).write_bytes(b"spoil")
+
+    again = BlobStore(tmp_path, 10_000)
+
+    assert (again.has(whole), again.has(spoilt), again.bytes_used) == (True, False, len(DATA))
+    (moved,) = again.damaged
+    assert moved.read_bytes() == b"spoil"
+    assert again.put(b"spoilt") == spoilt
+    assert BlobStore(tmp_path, 10_000).damaged == ()
+
+
 @pytest.mark.parametrize("name", ["", "../escape", "A" * 64, "0" * 63, "0" * 64 + "\n"])
 def test_a_name_that_is_no_digest_never_becomes_a_path(store, name):
     for ask in (store.has, store.read, store.delete):

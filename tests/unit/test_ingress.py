@@ -143,6 +143,25 @@ def test_nobody_introduces_another(keys, alice, bob):
     assert reason(door.admit(STATUS, lines.seal(alice, STATUS, status(bob)))) is Reason.UNKNOWN_KEY
 
 
+@pytest.mark.parametrize("certificate", ["", "A", "é", base64.b64encode(b"junk").decode()])
+def test_who_is_known_introduces_itself_by_its_own_certificate_again_or_not_at_all(
+    door, alice, bob, certificate
+):
+    topic = TOPICS.client(ClientId("a"), Kind.INFO)
+
+    def info(certificate):
+        return Info(boot=BOOT, version="1", certificate=certificate, examples=1, schema="0" * 64)
+
+    assert isinstance(door.admit(topic, lines.seal(alice, topic, info(text(alice)))), Said)
+    refused = reason(door.admit(topic, lines.seal(alice, topic, info(certificate))))
+    assert refused in {Reason.MALFORMED, Reason.UNKNOWN_KEY}
+    assert reason(door.admit(topic, lines.seal(alice, topic, info(text(bob))))) is Reason.UNKNOWN_KEY
+
+
+def text(who):
+    return base64.b64encode(who.certificate_der).decode()
+
+
 @pytest.mark.parametrize(
     "topic", ["fedmq/lab/client/a/nonsense", "fedmq/other/client/a/reply", "x", "$SYS/a"]
 )

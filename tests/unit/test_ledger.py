@@ -491,6 +491,18 @@ def test_clients_are_known_again_by_what_they_last_said(ledger, opened):
     ]
 
 
+def test_what_waits_when_its_run_ends_counts_no_more_all_at_once(ledger, opened, offer):
+    ledger.begin(RUN, "{}", FIRST, b"opened")
+    for name in ("ann", "bob"):
+        ledger.settle(offer(name), TAKEN)
+    ledger.end_round(RUN, ended(1, merged=[offer()]), "")
+    ledger.finish(RUN, "metrics", b"closed", [])
+    again = opened()
+    assert again.waiting(RUN) == []
+    assert again.revoked(BOB) == [(offer("bob"), Reason.RUN_OVER)]
+    assert again.revoked(ANN) == []
+
+
 def test_every_key_that_a_client_ever_had_keeps_its_certificate(ledger, opened):
     ledger.born(ANN, b"old", info("a1"))
     ledger.born(ANN, b"new", info("a2"))

@@ -3,7 +3,7 @@ import pytest
 
 from common.errors import ConfigError, UsageError
 from coordinator.aggregators import Mean
-from coordinator.strategies import STRATEGIES, Strategy, advance, by_examples, resolve
+from coordinator.strategies import STRATEGIES, Strategy, advance, by_examples, resolve, sgd
 from support.labs import HALVING
 from support.updates import update
 
@@ -63,6 +63,26 @@ def test_a_model_of_another_shape_is_refused():
     short = Strategy(by_examples, Mean, lambda model, delta, memory: ((model + delta)[1:], memory))
     with pytest.raises(ConfigError, match="shape"):
         advance(short, MODEL, DELTA, ())
+
+
+def test_what_a_strategy_remembers_is_float32_of_the_models_shape():
+    wide = Strategy(by_examples, Mean, lambda model, delta, _: (model, (delta.astype(np.float64) / 3,)))
+    _, (remembered,) = advance(wide, MODEL, DELTA, ())
+    assert remembered.dtype == np.float32
+    odd = Strategy(by_examples, Mean, lambda model, delta, _: (model, (delta[:1],)))
+    with pytest.raises(ConfigError, match="remembers a vector of the shape"):
+        advance(odd, MODEL, DELTA, ())
+
+
+@pytest.mark.parametrize("weight", [np.float64(2.5), np.float32(2.5), 2.5])
+def test_a_weight_is_a_plain_number(weight):
+    assert type(Strategy(lambda _: weight, Mean, sgd(1.0)).weight(update("a"))) is float
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), 1e301])
+def test_what_is_no_weight_is_refused(weight):
+    with pytest.raises(ConfigError, match="the weight"):
+        Strategy(lambda _: weight, Mean, sgd(1.0)).weight(update("a"))
 
 
 @pytest.mark.parametrize(
