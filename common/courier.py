@@ -73,9 +73,7 @@ class _Download:
     wants: deque[Tell]  # of the callers: the next one to be asked first
     frames: str | None
     done: asyncio.Future[Digest]
-    disk: asyncio.Lock = field(
-        default_factory=asyncio.Lock
-    )  # held while the part is being finished or closed
+    disk: asyncio.Lock = field(default_factory=asyncio.Lock)  # the part is being finished, or closed
     waiting: int = 0  # callers of `fetch`
     timer: asyncio.TimerHandle | None = None
 

@@ -102,9 +102,7 @@ class BufferMachine:
     shelf: Shelf = field(init=False)
     merging: tuple[Offered, ...] = ()  # in order
     refusals: dict[ClientId, Reason] = field(default_factory=dict)  # since the last round ended
-    declined: set[ClientId] = field(
-        default_factory=set
-    )  # since the round was opened, from the version of now
+    declined: set[ClientId] = field(default_factory=set)  # in this round, from the version of now
     stopping: bool = False  # with the open round
     abandoned_in_a_row: int = 0
     slowest_s: Seconds | None = None  # answer so far
@@ -200,6 +198,7 @@ class BufferMachine:
         self.phase = Phase.GATHERING
         self.base, self.rounds, self.committed = event.base, event.rounds, 0
         self.stopping, self.abandoned_in_a_row = False, 0
+        self.declined.clear()
         self.releases = {event.base: Release(event.base, 0, self.number + 1)}
         self.answers = {event.base: {}}
         self.refusals = {}
@@ -387,6 +386,7 @@ class BufferMachine:
         self.last_why = why
         for client in self.declined:  # the next round is another try
             self.answers[self.base].pop(client, None)
+        self.declined.clear()
         yield from self._close(now, self.base, committed=False)
 
     def _close(
@@ -407,7 +407,7 @@ class BufferMachine:
         self.committed += 1
         self.releases[model] = Release(model, self.committed, self.number + 1)
         self.answers[model] = {}
-        self.declined = set()
+        self.declined.clear()
         old = set(list(self.releases)[: -STALENESS_MAX - 1])
         self.at_work = {client: work for client, work in self.at_work.items() if work.base not in old}
         for base in old - self.shelf.bases():  # what waits has to be told its staleness

@@ -111,9 +111,7 @@ class Resumed:
     snapshot: Snapshot
     taken: tuple[Offered, ...]  # and not merged yet, in the order they were taken
     refused: tuple[tuple[ClientId, Reason], ...]  # whose one update from the base of now was refused
-    declined: tuple[
-        tuple[ClientId, Reason], ...
-    ]  # in the open round, or from its base if there are no rounds
+    declined: tuple[tuple[ClientId, Reason], ...]  # in the open round
     here: tuple[ClientId, ...]  # when it stopped; who does not come back is declared gone in time
     stopping: bool = False  # it was told to end with its open round
 
@@ -600,8 +598,7 @@ class RunMachine:
 
     def _is_fresh(self, offer: Offered) -> bool:
         """Tell whether an update starts from the model that the next try starts from."""
-        merging = self.round is not None and self.round.phase is RoundPhase.MERGING
-        return offer.update.base == self.base and not merging
+        return offer.update.base == self.base and not self._is_merging()
 
     def _will_merge(self) -> bool:
         """Tell whether another merge is to come in this run."""
@@ -609,5 +606,7 @@ class RunMachine:
             return False
         if self.round is not None and self.round.phase is RoundPhase.REPORTING:
             return True
-        merging = self.round is not None and self.round.phase is RoundPhase.MERGING
-        return not self.stopping and self.committed + merging < self.rounds
+        return not self.stopping and self.committed + self._is_merging() < self.rounds
+
+    def _is_merging(self) -> bool:
+        return self.round is not None and self.round.phase is RoundPhase.MERGING

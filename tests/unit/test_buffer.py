@@ -198,6 +198,16 @@ def test_who_declined_is_asked_again_in_the_next_try_from_the_same_version():
     assert Assign(A) in again.handle(Evaluated(), 700)
 
 
+def test_who_declined_one_try_and_answered_the_next_is_not_asked_a_third_time():
+    machine = machine_of("a", size=1, first_deadline_s=30)
+    machine.handle(ClientDeclined(A, 1, Reason.DISK), 1)
+    machine.handle(Tick(), 30)
+    machine.handle(Evaluated(), 31)
+    assert isinstance(deliver(machine, made("a"), 32)[-1], Merge)
+    machine.handle(MergeFailed("nan"), 33)
+    assert Assign(A) not in machine.handle(Evaluated(), 34)
+
+
 def test_what_was_declined_earlier_says_nothing_of_the_work_of_now():
     machine = machine_of("ab", size=1)
     machine.handle(ClientDeclined(B, 0, Reason.DIVERGED), 1)
