@@ -178,20 +178,34 @@ def test_a_fetch_that_is_cancelled_as_its_last_chunk_comes_leaves_a_whole_part(r
     async def test(coordinator, client):
         fetching = asyncio.create_task(client.courier.fetch(MANIFEST, want=recorded(client, coordinator)))
         await eventually(lambda: client.wants)
-        (download,) = client.courier._downloads.values()
-        async with download.disk:  # it will not be finished before it is cancelled
-            for index in range(MANIFEST.chunks):
-                cut = chunks.cut(BLOB, MANIFEST, index)
-                framed = chunks.frame(MANIFEST.digest, index, MANIFEST.chunks, cut)
-                client.courier.arrived(topics.parse(FRAMES), framed)
-            await asyncio.sleep(0)
-            fetching.cancel()
-            await eventually(lambda: not client.courier._downloads)
+        fetching.cancel()  # it hears of that after the chunks have come
+        for index in range(MANIFEST.chunks):
+            framed = chunks.frame(MANIFEST.digest, index, MANIFEST.chunks, chunks.cut(BLOB, MANIFEST, index))
+            client.courier.arrived(topics.parse(FRAMES), framed)
         await asyncio.wait([fetching])
+        assert not client.store.has(MANIFEST.digest)
         client.wants.clear()
         await client.courier.fetch(MANIFEST, want=recorded(client, coordinator))
         assert client.wants == []
         assert client.store.read(MANIFEST.digest) == BLOB
+
+    run(test)
+
+
+def test_one_that_does_not_answer_is_not_the_only_one_to_be_asked(run, monkeypatch):
+    monkeypatch.setattr(limits, "REPAIR_FIRST_S", 0.01)
+    silence = []
+
+    async def unheard(message):
+        silence.append(message)
+
+    async def test(coordinator, client):
+        honest = asyncio.create_task(client.courier.fetch(MANIFEST, want=recorded(client, coordinator)))
+        await eventually(lambda: client.wants)  # nothing is on offer yet
+        silent = asyncio.create_task(client.courier.fetch(MANIFEST, want=unheard))
+        await eventually(lambda: silence)
+        coordinator.courier.offer(MANIFEST, expected=[A])
+        assert await asyncio.gather(honest, silent) == [MANIFEST.digest] * 2
 
     run(test)
 
