@@ -107,7 +107,7 @@ async def coordinate(lab, effects, trainers, **options):
             serving = asyncio.create_task(again.serve())
             await held(again)
             await eventually(lambda: lab.named("run.finished"))
-            await eventually(lambda: not any(client.session.pending for client in clients))
+            await eventually(lambda: not any(client.outbox.waiting() for client in clients))
             again.leave(now=True)
             await serving
             return again.model.digest, True
@@ -179,7 +179,7 @@ def test_a_client_that_is_killed_after_any_effect_does_not_change_the_model(tmp_
                 clients.append(lab.client(CLIENTS[0], Own(CLIENTS[0])))
                 async with served(clients[-1]):
                     await eventually(lambda: lab.named("run.finished"))
-                    await eventually(lambda: not any(client.session.pending for client in clients))
+                    await eventually(lambda: not any(client.outbox.waiting() for client in clients))
                     coordinator.leave(now=True)
                     await coordinating
                     return coordinator.model.digest, was_stuck

@@ -231,13 +231,13 @@ def test_an_update_that_the_disk_lost_after_it_was_taken_is_refused_and_its_clie
             coordinator = audited.coordinator(**options)
             serving = asyncio.create_task(coordinator.serve())
             await ghost.come()
-            await eventually(lambda: client.session.judged)
+            await eventually(client.outbox.outcomes)
             await killed(coordinator, serving)
             (taken,) = coordinator.archive.ledger.blobs()
             (audited.tmp_path / "coordinator" / "blobs" / taken).unlink()
             again = audited.coordinator(**options)
             serving = asyncio.create_task(again.serve())
-            await eventually(lambda: any(one.refused for one in client.session.judged.values()))
+            await eventually(lambda: any(one.refused for one in client.outbox.outcomes()))
             again.leave(now=True)
             await serving
 
