@@ -15,10 +15,14 @@
     ├── WireError 65             what came in is not what it should be
     │   ├── DecodeError          not well-formed
     │   └── SignatureError       not signed by whom it should be
+    │       ├── OutOfDateError   by a certificate that is not valid now
+    │       ├── RevokedError     by a certificate that the root has taken back
+    │       └── ForkedError      by the root, and it has said something else before
     ├── DataMissingError 66      a data set is neither here nor to be had
     ├── TransportError 69        the broker cannot be reached, or a port is taken
     ├── TransitionError 70       our bug: a machine was asked for a move it does not have
     └── ConfigError 78           settings that cannot work
+        ├── InvitationError      what was scanned or typed is no invitation to a federation
         └── KeysMissingError     this machine holds no key of that participant
 
 What the operator reads under the sentence says what to do: the docstring of the class, or what the raiser knows better
@@ -122,6 +126,18 @@ class SignatureError(WireError):
     """
 
 
+class OutOfDateError(SignatureError):
+    """Set the clock of this machine, or give that participant a new certificate: `fedmq keys rotate`."""
+
+
+class RevokedError(SignatureError):
+    """The federation's root has taken that certificate back. Enrol the participant anew: `fedmq pair invite`."""
+
+
+class ForkedError(SignatureError):
+    """Run what the root signs in one place only; `fedmq keys revoke` there joins both lists."""
+
+
 class DataMissingError(FedmqError):
     """Put the files where the message says, pass --data-dir, or use the embedded data set: --dataset digits."""
 
@@ -146,8 +162,15 @@ class ConfigError(FedmqError):
     exit_code = 78
 
 
+class InvitationError(ConfigError):
+    """Copy the whole code again, from FEDMQ1: to its end, or ask for a new one: `fedmq pair invite`."""
+
+
 class KeysMissingError(ConfigError):
-    """Copy the three files there, or say with --keys-dir where they are."""
+    """Enrol this machine: `fedmq pair invite` where the federation's root lives, then `--join CODE` here.
+
+    Or copy what `fedmq keys export` writes, or say with --keys-dir where the keys are.
+    """
 
 
 def cause_of(error: BaseException) -> BaseException:

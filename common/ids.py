@@ -16,13 +16,16 @@ Boot = NewType("Boot", str)  # 64 random bits in hex, new at each process start
 Digest = NewType("Digest", str)  # SHA-256 in lower-case hex, 64 digits
 
 NAME = r"[a-z0-9][a-z0-9-]{0,62}"
+INVITATION = r"[0-9a-f]{16}"  # the id of its token
 DIGEST = r"[0-9a-f]{64}"
 COORDINATOR = "coordinator"
 OPERATOR = "operator"
+DASHBOARD = "dashboard"
+BROKER = "broker"
 
 _RESERVED_FEDERATIONS = {"mesh"}
-_RESERVED_CLIENTS = {COORDINATOR, OPERATOR}
-_RESERVED_CLIENT_PREFIXES = ("dashboard", "bridge-", "observer", "operator-", "coordinator-")
+_RESERVED_CLIENTS = {COORDINATOR, OPERATOR, BROKER}
+_RESERVED_CLIENT_PREFIXES = (DASHBOARD, "bridge-", "broker-", "observer", "operator-", "coordinator-")
 
 
 def sha256(data: bytes | memoryview) -> Digest:
@@ -37,6 +40,8 @@ def is_name(text: str) -> bool:
 
 def is_client_name(text: str) -> bool:
     """Tell whether a client may be called so: not by a name that other access rules belong to."""
+    if re.fullmatch(INVITATION, text):  # newcomers go by such names
+        return False
     return is_name(text) and text not in _RESERVED_CLIENTS and not text.startswith(_RESERVED_CLIENT_PREFIXES)
 
 

@@ -10,7 +10,7 @@ import base64
 import hashlib
 from enum import StrEnum
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -61,10 +61,30 @@ def usable(public: object) -> PublicKey:
     return public
 
 
+def type_of(public: PublicKey) -> KeyType:
+    """Say what kind of key this is."""
+    return KeyType.RSA if isinstance(public, rsa.RSAPublicKey) else KeyType.ED25519
+
+
+def spki_of(public: PublicKey) -> bytes:
+    """Write a public key as its SubjectPublicKeyInfo, in DER."""
+    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def read_spki(spki: bytes) -> PublicKey:
+    """Read a public key from the one spelling of its SubjectPublicKeyInfo. Raises: SignatureError."""
+    try:
+        public = usable(serialization.load_der_public_key(spki))
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise SignatureError(f"this is no public key: {error}") from error
+    if spki_of(public) != spki:
+        raise SignatureError("a public key is not in the form that it has in DER")
+    return public
+
+
 def kid_of(public: PublicKey) -> bytes:
     """Name a key: the first 16 bytes of the SHA-256 of its SubjectPublicKeyInfo."""
-    spki = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(spki).digest()[:KID_BYTES]
+    return hashlib.sha256(spki_of(public)).digest()[:KID_BYTES]
 
 
 def sign(key: PrivateKey, data: bytes) -> bytes:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from common import identity
-from common.identity import Identity, KeyType, Role, TrustStore
-from common.ids import FederationId
+from common.identity import Identity, KeyType, Role
+from common.ids import Boot, FederationId
 from common.ingress import Ingress
+from common.trust import TrustStore
 
 NAME = FederationId("lab")
 
@@ -19,8 +20,8 @@ def member(keys_dir: Path, role: Role, name: str) -> Identity:
     return identity.issue(keys_dir, role, name, KeyType.ED25519)
 
 
-def ingress(keys_dir: Path, *knows: Identity) -> Ingress:
+def ingress(keys_dir: Path, *knows: Identity, boot: Boot | None = None) -> Ingress:
     trust = TrustStore(root(keys_dir))
     for one in knows:
         trust.admit(one.certificate_der)
-    return Ingress(NAME, trust)
+    return Ingress(NAME, trust, boot=boot)

@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from common import certificates, identity, keys, limits
-from common.errors import ConfigError, SignatureError
-from common.identity import KeyType, Role, TrustStore
+from common.errors import ConfigError, KeysMissingError, OutOfDateError, SignatureError
+from common.identity import KeyType, Role
 from common.ids import FederationId
+from common.trust import TrustStore
 
 NOW = datetime.now(UTC)
 DEMO = FederationId("demo")
@@ -46,13 +47,13 @@ def vouched(root, root_key, public, *, role=Role.CLIENT, name="client-1", now=NO
 
 @pytest.mark.parametrize("role", Role)
 def test_what_an_identity_signs_its_admitted_peer_verifies(home, role):
-    name = {"client": "client-1", "dashboard": "dashboard-1", "bridge": "bridge-1"}.get(role, str(role))
+    name = {"client": "client-1", "bridge": "bridge-1"}.get(role, str(role))
     mine = issued(home, role, name)
     store = TrustStore(identity.read_root(home))
     peer = store.admit(mine.certificate_der)
     assert (peer.name, peer.role, peer.kid) == (name, role, mine.kid)
     assert mine.federation == "demo"
-    assert store.by_kid(mine.kid) is peer
+    assert store.find(mine.kid) is peer
     assert peer.verify(mine.sign(b"words"), b"words")
     assert not peer.verify(mine.sign(b"words"), b"other words")
 
@@ -71,6 +72,24 @@ def test_kid_is_the_start_of_the_digest_of_the_public_key_info():
     key = keys.generate(KeyType.ED25519).public_key()
     prefix = bytes.fromhex("302a300506032b6570032100")  # RFC 8410, section 4
     assert keys.kid_of(key) == hashlib.sha256(prefix + key.public_bytes_raw()).digest()[:16]
+
+
+def test_a_public_key_is_read_from_its_one_spelling(rsa_key):
+    for key in (rsa_key, keys.generate(KeyType.ED25519)):
+        public = key.public_key()
+        assert keys.read_spki(keys.spki_of(public)) == public
+        assert type(keys.generate(keys.type_of(public))) is type(key)
+    named = keys.spki_of(rsa_key.public_key())
+    with_null, without = (
+        bytes.fromhex("300d06092a864886f70d0101010500"),
+        bytes.fromhex("300b06092a864886f70d010101"),
+    )
+    other = b"\x30\x82" + (len(named) - 6).to_bytes(2, "big") + named[4:].replace(with_null, without)
+    for spki in (other, named + b"\0", named[:-1], b""):
+        with pytest.raises(SignatureError, match=r"form that it has in DER|no public key"):
+            keys.read_spki(spki)
+    with pytest.raises(SignatureError, match="neither RSA nor Ed25519"):
+        keys.read_spki(keys.spki_of(ec.generate_private_key(ec.SECP256R1()).public_key()))
 
 
 def test_only_pss_with_a_salt_of_32_bytes_verifies(rsa_key):
@@ -134,8 +153,9 @@ def test_load_issues_where_the_root_key_is_and_else_says_what_to_copy(home):
     assert identity.load(home, Role.CLIENT, "client-2").name == "client-2"
     (home / "root.key").unlink()
     assert identity.load(home, Role.CLIENT, "client-2").name == "client-2"
-    with pytest.raises(ConfigError, match="fedmq keys issue client client-3"):
+    with pytest.raises(KeysMissingError, match="no key of client client-3") as missing:
         identity.load(home, Role.CLIENT, "client-3")
+    assert "fedmq pair invite" in missing.value.advice
 
 
 def test_a_directory_belongs_to_one_federation(home):
@@ -218,7 +238,8 @@ def test_a_certificate_counts_from_its_first_to_its_last_day():
     store = TrustStore(root, lambda: clock[0])
     kid = store.admit(mine).kid
     clock[0] = NOW + timedelta(days=limits.CERTIFICATE_DAYS, seconds=1)
-    assert store.by_kid(kid) is None
+    with pytest.raises(OutOfDateError, match="ended on"):
+        store.find(kid)
     with pytest.raises(SignatureError, match="is valid"):
         store.admit(mine)
     clock[0] = NOW - timedelta(days=2)
@@ -235,7 +256,7 @@ def test_one_key_has_one_owner_but_an_owner_may_have_two_keys():
     with pytest.raises(SignatureError, match="is that of client client-1"):
         store.admit(vouched(root, root_key, public, name="client-2"))
     second = store.admit(vouched(root, root_key, other))
-    assert store.by_kid(first.kid).name == store.by_kid(second.kid).name == "client-1"
+    assert store.find(first.kid).name == store.find(second.kid).name == "client-1"
 
 
 def test_the_store_knows_a_bounded_number_of_peers(monkeypatch):
