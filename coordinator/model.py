@@ -46,7 +46,7 @@ class GlobalModel:
             return Reason.WRONG_SCHEMA
         if update.delta.codec != codec:
             return Reason.MALFORMED
-        if update.delta.size != self.schema.elements * compression.CODECS[codec].itemsize:
+        if not compression.CODECS[codec].allows(update.delta.size, self.schema.elements):
             return Reason.WRONG_SIZE
         return chunks.check(update.delta)
 

@@ -23,10 +23,12 @@ def screen(
     """Decode a blob, or say why not."""
     if codec not in CODECS:
         return Reason.MALFORMED
+    if not CODECS[codec].allows(len(data), elements):
+        return Reason.WRONG_SIZE
     try:
         delta = decode(codec, data, elements)
     except DecodeError:
-        return Reason.WRONG_SIZE
+        return Reason.MALFORMED
     size = norm(delta)
     if not math.isfinite(size):
         return Reason.NOT_FINITE
@@ -36,11 +38,12 @@ def screen(
 def norm(vector: Vector) -> float:
     """Compute ‖v‖₂ in float64, where no finite float32 overflows: it is finite only if all elements are.
 
-    So one pass tells both: 0.5 ms for 1.66 million elements.
+    So one pass tells both: 0.8 ms for 1.66 million elements.
     """
     total = 0.0
     with np.errstate(invalid="ignore"):  # NaN and infinities are what is looked for
         for start in range(0, vector.size, _BLOCK):
             block = vector[start : start + _BLOCK].astype(np.float64)
-            total += float(block @ block)
+            block *= block  # not `block @ block`: BLAS waits for threads of its own, 80 ms where others want the cores
+            total += float(block.sum())
     return math.sqrt(total)

@@ -6,19 +6,22 @@ from hypothesis.extra import numpy as hnp
 
 from common.compression import CODECS, RangeError, decode, encode
 from common.errors import ConfigError, DecodeError
+from common.inflate import frame_bytes_max, inflate
 
-vectors = hnp.arrays(np.float32, st.integers(0, 50), elements=st.floats(width=32))
-halves = hnp.arrays(np.float32, st.integers(0, 50), elements=st.floats(-65504, 65504, width=32))
+vectors = hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(width=32))
+halves = hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-65504, 65504, width=32))
 
 
+@pytest.mark.parametrize("codec", ["none", "zstd"])
 @given(vectors)
-def test_none_is_exact_to_the_bit(vector):
-    assert decode("none", encode("none", vector), vector.size).tobytes() == vector.tobytes()
+def test_none_and_zstd_are_exact_to_the_bit(codec, vector):
+    assert decode(codec, encode(codec, vector), vector.size).tobytes() == vector.tobytes()
 
 
+@pytest.mark.parametrize("codec", ["fp16", "fp16+zstd"])
 @given(halves)
-def test_fp16_is_within_half_a_unit_in_the_last_place(vector):
-    again = decode("fp16", encode("fp16", vector), vector.size)
+def test_fp16_is_within_half_a_unit_in_the_last_place(codec, vector):
+    again = decode(codec, encode(codec, vector), vector.size)
     assert again.dtype == np.float32
     assert np.all(np.abs(again - vector) <= np.maximum(np.abs(vector) * 2.0**-11, 2.0**-25))
 
@@ -39,18 +42,44 @@ def test_none_copies_nothing_on_the_way_out_or_in():
     assert np.shares_memory(decode("none", data, 5), vector)
 
 
+def test_zstd_holds_the_bytes_of_the_plain_codec_in_one_frame():
+    vector = np.tile(np.array([1, -2, 0.5], np.float32), 1000)
+    for plain, deflated in (("none", "zstd"), ("fp16", "fp16+zstd")):
+        raw = bytes(encode(plain, vector))
+        frame = encode(deflated, vector)
+        assert inflate(frame, len(raw)) == raw
+        assert len(frame) < 100
+
+
+def test_no_vector_takes_more_than_its_codec_allows():
+    vector = np.frombuffer(np.random.default_rng(1).bytes(400_000), "<f2").astype(np.float32)
+    vector[~np.isfinite(vector)] = 0
+    for name, codec in CODECS.items():
+        assert codec.allows(len(encode(name, vector)), vector.size)
+    assert not CODECS["fp16+zstd"].allows(frame_bytes_max(2 * vector.size) + 1, vector.size)
+    assert not CODECS["zstd"].allows(0, vector.size)
+
+
+@pytest.mark.parametrize("codec", ["fp16", "fp16+zstd"])
 @pytest.mark.parametrize("value", [65536, -65536, 65505, np.inf, -np.inf, np.nan])
-def test_fp16_does_not_let_a_value_become_infinite(value):
+def test_fp16_does_not_let_a_value_become_infinite(codec, value):
     with pytest.raises(RangeError, match="fp16"):
-        encode("fp16", np.array([0, value, 1], np.float32))
+        encode(codec, np.array([0, value, 1], np.float32))
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", ["none", "fp16"])
 @pytest.mark.parametrize("more", [-1, 1])
 def test_a_wrong_length_is_refused(codec, more):
     data = bytes(encode(codec, np.ones(3, np.float32)))
     with pytest.raises(DecodeError, match="3 elements"):
         decode(codec, data[:more] if more < 0 else data + b"\0", 3)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "fp16+zstd"])
+@pytest.mark.parametrize("elements", [2, 4, 2**28])
+def test_a_frame_of_another_number_of_elements_is_refused(codec, elements):
+    with pytest.raises(DecodeError):
+        decode(codec, encode(codec, np.ones(3, np.float32)), elements)
 
 
 def test_unknown_codecs_are_refused_both_ways():

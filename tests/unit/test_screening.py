@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.compression import CODECS, encode
+from common.inflate import deflate
 from common.messages import Reason
 from coordinator.screening import norm, screen
 
@@ -29,6 +30,13 @@ def test_a_good_update_is_its_delta(codec):
         (GOOD.tobytes()[:-1], "none", Reason.WRONG_SIZE),
         (GOOD.tobytes() + b"\0", "none", Reason.WRONG_SIZE),
         (GOOD.tobytes(), "fp16", Reason.WRONG_SIZE),
+        (bytes(1000), "zstd", Reason.WRONG_SIZE),  # longer than a frame of 16 bytes can be
+        (GOOD.tobytes(), "zstd", Reason.MALFORMED),
+        (deflate(bytes(15)), "zstd", Reason.MALFORMED),
+        (deflate(bytes(16)), "fp16+zstd", Reason.MALFORMED),
+        (deflate(blob(1, np.nan, 1, 1)), "zstd", Reason.NOT_FINITE),
+        (deflate(bytes.fromhex("007c00000000007e")), "fp16+zstd", Reason.NOT_FINITE),
+        (deflate(blob(3e38, 3e38, -3e38, 3e38)), "zstd", Reason.TOO_LARGE),
         (blob(1, np.nan, 1, 1), "none", Reason.NOT_FINITE),
         (blob(1, 1, 1, np.inf), "none", Reason.NOT_FINITE),
         (blob(-np.inf, np.inf, 1, 1), "none", Reason.NOT_FINITE),
