@@ -16,9 +16,9 @@ from common import limits
 from common.errors import DecodeError
 
 T = TypeVar("T")
-Tree = Any  # dict, list, str, bytes, int, float, bool, None: checked by `_ordered`
+Tree = Any  # dict, list, str, bytes, int, float, bool, None: checked by `_check`
 
-_PLAIN = (str, bytes, bool, type(None))
+_PLAIN = (str, bytes, int, float, bool, type(None))
 
 
 def encode(message: msgspec.Struct) -> bytes:
@@ -60,26 +60,40 @@ def unpack(data: bytes | memoryview, *, bytes_max: int) -> Tree:
         )
     except (ValueError, TypeError, RecursionError, MemoryError, msgpack.exceptions.UnpackException) as error:
         raise DecodeError(f"not msgpack within the limits: {type(error).__name__}") from None
-    if pack(_ordered(tree, limits.NESTING_MAX)) != bytes(data):
+    _check(tree)
+    if pack(tree) != data:
         raise DecodeError("not in canonical form")
     return tree
 
 
-def _ordered(tree: Tree, depth: int) -> Tree:
-    """Copy a tree with its keys sorted, admitting nothing but plain values."""
-    if depth == 0:
+def _check(tree: Tree) -> None:
+    """Admit nothing but plain values, keys in order, so many and so deep; level by level. Raises: DecodeError."""
+    level, values = [tree], 0
+    for _ in range(limits.NESTING_MAX):
+        values += len(level)
+        if values > limits.VALUES_MAX:  # the limits of msgpack are those of each container alone
+            raise DecodeError(f"more than {limits.VALUES_MAX} values")
+        below: list[Tree] = []
+        for value in level:
+            below += _inside(value)
+        level = below
+    if level:
         raise DecodeError(f"nested deeper than {limits.NESTING_MAX}")
-    kind = type(tree)
+
+
+def _inside(value: Tree) -> tuple[Tree, ...]:
+    """Say what is in a value, if it is one that may be. Raises: DecodeError."""
+    kind = type(value)
     if kind is dict:
-        if any(type(key) is not str for key in tree):
+        if any(type(key) is not str for key in value):
             raise DecodeError("a key is not text")
-        return {key: _ordered(tree[key], depth - 1) for key in sorted(tree)}
+        if list(value) != sorted(value):
+            raise DecodeError("not in canonical form")
+        return tuple(value.values())
     if kind is list:
-        return [_ordered(item, depth - 1) for item in tree]
-    if kind is float:
-        if not math.isfinite(tree):
-            raise DecodeError("a number is not finite")
-        return tree
-    if kind is int or kind in _PLAIN:
-        return tree
-    raise DecodeError(f"a value is of the type {kind.__name__}")
+        return tuple(value)
+    if kind is float and not math.isfinite(value):
+        raise DecodeError("a number is not finite")
+    if kind not in _PLAIN:
+        raise DecodeError(f"a value is of the type {kind.__name__}")
+    return ()

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from common import codec, limits
+from common import codec, keys, limits
+from common.certificates import Peer
 from common.errors import DecodeError
-from common.identity import Identity, Peer
-from common.ids import Boot
-from common.keys import KID_BYTES
-from common.messages import Count, Name, Text
+from common.identity import Identity
+from common.keys import KID_BYTES, PrivateKey, PublicKey
+from common.messages import AnyBoot, Count, Name, Text
 
 VERSION = 1
 DOMAIN = b"fedmq-envelope-v1"
@@ -27,10 +27,11 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     federation: Name
     sender: Name
-    boot: Boot
+    boot: AnyBoot
     sequence: Count
     version: Text = ""
     epoch: Count = 0  # of a coordinator, see `Status`; of others 0
+    audience: Text = ""  # the start of its receiver that it is meant for
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,12 @@ class Envelope:
 
     def is_signed_by(self, peer: Peer, topic: str) -> bool:
         """Tell whether `peer` said this, on this topic."""
-        return peer.verify(self.signature, _signed_bytes(topic, self.type, self.header, self.payload))
+        return self.is_signed_with(peer.key, topic)
+
+    def is_signed_with(self, key: PublicKey, topic: str) -> bool:
+        """Tell whether this key signed this, for this topic."""
+        signed = _signed_bytes(topic, self.type, self.header, self.payload)
+        return keys.verify(key, self.signature, signed)
 
 
 def pae(*parts: bytes) -> bytes:
@@ -55,9 +61,14 @@ def pae(*parts: bytes) -> bytes:
 
 def seal(identity: Identity, topic: str, kind: str, header: Header, payload: bytes) -> bytes:
     """Sign a payload for one topic."""
+    return seal_with(identity.key, topic, kind, header, payload)
+
+
+def seal_with(key: PrivateKey, topic: str, kind: str, header: Header, payload: bytes) -> bytes:
+    """Sign a payload with a bare key: of who has no certificate yet, or of the root itself."""
     head = codec.encode(header)
-    signature = identity.sign(_signed_bytes(topic, kind, head, payload))
-    return codec.pack([VERSION, kind, identity.kid, head, payload, signature])
+    signature = keys.sign(key, _signed_bytes(topic, kind, head, payload))
+    return codec.pack([VERSION, kind, keys.kid_of(key.public_key()), head, payload, signature])
 
 
 def read(data: bytes) -> Envelope:

@@ -1,27 +1,34 @@
 """The one way in: every message from the bus passes these stages, in this order, or is refused with a Reason.
 
-    topic of ours -> size -> shape -> known key -> signature -> may this role say this here -> epoch -> replay ->
-    strict decode
+    topic of ours -> size -> rate -> shape -> known key -> signature -> may this role say this here -> epoch ->
+    meant for this start of ours -> replay -> strict decode
 
 No stage runs before the one ahead of it has passed. Lines skip the replay: retained ones are meant to be heard
-again, and `common.presence` tells old starts from new ones. Chunk frames carry no signature: their hashes stand in a
-signed manifest, so they leave after the first two stages as `Frame`.
+again; of a client's status and birth those of an earlier start than the newest are refused. Chunk frames carry no
+signature: their hashes stand in a signed manifest, so they leave after the first stages as `Frame`. A revocation list
+is signed by the root itself.
+
+What was recorded before a restart of ours cannot be played to us after it, though nothing of it is on disk: an envelope
+names the start of its receiver that it is meant for (`audience`).
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from common import codec, envelope, limits, lines, topics
-from common.errors import DecodeError, SignatureError
-from common.identity import Peer, Role, TrustStore
-from common.ids import ClientId, FederationId
+from common.certificates import Peer, Role
+from common.errors import DecodeError, ForkedError, OutOfDateError, RevokedError, SignatureError
+from common.ids import Boot, ClientId, FederationId
 from common.messages import (
     BY_CONTROL,
     BY_REPLY,
     BY_TASK,
+    Admit,
     Answer,
     ClientMetrics,
     ConfigLine,
+    Exclude,
     Heartbeat,
     Info,
     Message,
@@ -29,20 +36,24 @@ from common.messages import (
     ModelLine,
     Presence,
     Reason,
+    Refusal,
     RoundState,
     Start,
     Status,
     Stop,
     Summary,
 )
+from common.rate import Rates
+from common.replay import Replays
 from common.topics import Kind, Place
+from common.trust import TrustStore
 
 _SAID_ON = {Kind.TASK: BY_TASK, Kind.REPLY: BY_REPLY, Kind.CONTROL: BY_CONTROL}
 _LINE_ON: dict[Kind, tuple[type[Message], ...]] = {
     Kind.COORDINATOR_STATUS: (Status,),
     Kind.COORDINATOR_ROUND: (RoundState,),
     Kind.COORDINATOR_MODEL: (ModelLine,),
-    Kind.COORDINATOR_METRICS: (Metrics, Answer),
+    Kind.COORDINATOR_METRICS: (Metrics, Answer, Refusal),
     Kind.COORDINATOR_CONFIG: (ConfigLine,),
     Kind.STATUS: (Status,),
     Kind.INFO: (Info,),
@@ -51,8 +62,7 @@ _LINE_ON: dict[Kind, tuple[type[Message], ...]] = {
     Kind.SUMMARY: (Summary,),
 }
 _INTRODUCING = frozenset({Kind.STATUS, Kind.INFO, Kind.COORDINATOR_STATUS})
-REPLAY_WINDOW = 1024  # sequence numbers behind the highest that may still come
-BOOTS_REMEMBERED = 4096
+Command = Start | Stop | Admit | Exclude
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,7 @@ class Said:
     sender: Peer
     message: Message
     data: bytes  # the envelope or line as it came
+    boot: Boot | None = None  # the sender's start, of an envelope
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,13 @@ class Frame:
 
     place: Place
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A newer revocation list is in force."""
+
+    pem: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +109,35 @@ class Refused:
 class Ingress:
     """Lets in what one federation's participants may say. Counts what it refuses."""
 
-    def __init__(self, federation: FederationId, trust: TrustStore, epoch: int = 0) -> None:
+    def __init__(
+        self,
+        federation: FederationId,
+        trust: TrustStore,
+        epoch: int = 0,
+        *,
+        boot: Boot | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """`boot`: our own start, which envelopes have to name; None: of one that hears none, as an operator.
+
+        `clock` in seconds, for the rate of each client; None: no limit.
+        """
         self.federation = federation
         self.trust = trust
         self.epoch = epoch  # the highest of a coordinator so far: what one with a lower one says is refused
         self.refusals: Counter[Reason] = Counter()
-        self._seen: OrderedDict[tuple[bytes, str], tuple[int, int]] = OrderedDict()  # -> highest, window bits
+        self._boot = boot
+        self._replays = Replays()
+        self._newest: dict[
+            ClientId, tuple[int, Boot]
+        ] = {}  # of a client's starts that it declared: its numbers
+        self._rates = Rates(limits.MESSAGES_PER_S_MAX, limits.MESSAGES_BURST_MAX)
+        self._introductions = Rates(limits.INTRODUCTIONS_PER_S_MAX, limits.INTRODUCTIONS_BURST_MAX)
+        self._beats: dict[ClientId, tuple[Boot, int]] = {}  # the last of each client
+        self._clock = clock
 
-    def admit(self, topic: str, data: bytes) -> Said | Frame | Refused | None:
-        """Judge one message; None for an emptied retained topic, which says nothing."""
+    def admit(self, topic: str, data: bytes) -> Said | Frame | Withdrawn | Refused | None:
+        """Judge one message; None for one that says nothing new: an emptied retained topic, a known list."""
         if not data:
             return None
         try:
@@ -109,17 +147,27 @@ class Ingress:
             count = self.refusals[refusal.reason]
             return Refused(topic[: limits.TOPIC_BYTES_MAX], refusal.reason, refusal.detail, count)
 
-    def _admit(self, topic: str, data: bytes) -> Said | Frame:
+    def _admit(self, topic: str, data: bytes) -> Said | Frame | Withdrawn | None:
         place = topics.parse(topic)
-        if place is None or place.federation != self.federation:
-            raise _Refusal(Reason.UNKNOWN_TOPIC, "not a topic of this federation")
+        if place is None or place.federation != self.federation or place.kind in topics.PAIRING:
+            raise _Refusal(Reason.UNKNOWN_TOPIC, "not a topic of this federation's participants")
         if len(data) > _bytes_max(place.kind):
             raise _Refusal(Reason.OVERSIZE, f"{len(data)} bytes; the limit here is {_bytes_max(place.kind)}")
         if place.kind in topics.CHUNKS:
             return Frame(place, data)
+        if place.kind in topics.BY_CLIENT and place.client is not None:
+            self._limit(place.client, self._rates)
+            if place.kind in _INTRODUCING:
+                self._limit(place.client, self._introductions)
+        if place.kind is Kind.REVOKED:
+            return self._withdrawn(data)
         if place.kind in topics.ENVELOPES:
             return self._envelope(topic, place, data)
         return self._line(topic, place, data)
+
+    def _limit(self, client: ClientId, rates: Rates) -> None:
+        if self._clock is not None and not rates.allow(client, self._clock()):
+            raise _Refusal(Reason.TOO_OFTEN, f"more than {rates.per_s:g} a second")
 
     def _envelope(self, topic: str, place: Place, data: bytes) -> Said:
         try:
@@ -136,13 +184,16 @@ class Ingress:
                 raise _Refusal(Reason.NOT_ALLOWED, "header and key name different senders")
             if peer.role is Role.COORDINATOR:
                 self._fence(header.epoch)
-            self._require_new(peer, header)
+            if header.audience != (self._boot or header.audience):
+                raise _Refusal(Reason.OTHER_START, "meant for another start of ours")
+            if not self._replays.is_new(peer.kid, header.boot, header.sequence):
+                raise _Refusal(Reason.REPLAYED, f"number {header.sequence} came before")
             message: Message = codec.decode(parts.payload, _SAID_ON[place.kind])
         except DecodeError as error:
             raise _Refusal(Reason.MALFORMED, str(error)) from None
         if message.__struct_config__.tag != parts.type:
             raise _Refusal(Reason.MALFORMED, "the envelope names another type than its payload")
-        return Said(place, peer, message, data)
+        return Said(place, peer, message, data, header.boot)
 
     def _line(self, topic: str, place: Place, data: bytes) -> Said:
         try:
@@ -158,6 +209,10 @@ class Ingress:
             raise _Refusal(Reason.NOT_ALLOWED, f"{type(message).__name__} does not belong on {place.kind}")
         if isinstance(message, Status) and message.state is Presence.ONLINE and peer.role is Role.COORDINATOR:
             self.epoch = max(self.epoch, message.epoch)
+        if isinstance(message, Status | Info) and place.client is not None:
+            self._require_newest(place.client, message)
+        if isinstance(message, Heartbeat) and place.client is not None:
+            self._require_next(place.client, message)
         return Said(place, peer, message, data)
 
     def _introduced(self, line: lines.Line, place: Place) -> Peer | None:
@@ -171,10 +226,10 @@ class Ingress:
 
     def _commanding(self, parts: envelope.Envelope, place: Place) -> Peer | None:
         """Admit an operator that brings its certificate along in a command: it says nothing before."""
-        if place.kind is not Kind.CONTROL or self.trust.by_kid(parts.kid) is not None:
+        if place.kind is not Kind.CONTROL or self.trust.knows(parts.kid):
             return None
         try:
-            command: Start | Stop = codec.decode(parts.payload, BY_CONTROL, bytes_max=limits.LINE_BYTES_MAX)
+            command: Command = codec.decode(parts.payload, BY_CONTROL, bytes_max=limits.LINE_BYTES_MAX)
         except DecodeError:
             return None
         return self._newcomer(parts.kid, command.certificate) if command.certificate else None
@@ -183,16 +238,26 @@ class Ingress:
         try:
             peer = self.trust.admit(certificate)
         except SignatureError as error:
-            raise _Refusal(Reason.UNKNOWN_KEY, str(error)) from None
+            raise _unknown(error) from None
         if peer.kid != kid:
             raise _Refusal(Reason.UNKNOWN_KEY, "the message is signed by another key than it introduces")
         return peer
 
     def _peer(self, kid: bytes) -> Peer:
-        peer = self.trust.by_kid(kid)
-        if peer is None:
-            raise _Refusal(Reason.UNKNOWN_KEY, f"no participant with the key {kid.hex()} was introduced")
-        return peer
+        try:
+            return self.trust.find(kid)
+        except SignatureError as error:
+            raise _unknown(error) from None
+
+    def _withdrawn(self, data: bytes) -> Withdrawn | None:
+        try:
+            return Withdrawn(data) if self.trust.revoke(data) else None
+        except OutOfDateError as error:
+            raise _Refusal(Reason.REPLAYED, str(error)) from None
+        except ForkedError as error:
+            raise _Refusal(Reason.EQUIVOCATION, str(error)) from None
+        except SignatureError as error:
+            raise _Refusal(Reason.BAD_SIGNATURE, str(error)) from None
 
     def _fence(self, epoch: int) -> None:
         """Refuse a coordinator that a later start has replaced."""
@@ -200,23 +265,22 @@ class Ingress:
             raise _Refusal(Reason.FENCED, f"epoch {epoch}; another coordinator has begun epoch {self.epoch}")
         self.epoch = epoch
 
-    def _require_new(self, peer: Peer, header: envelope.Header) -> None:
-        """Refuse a sequence number that this start of the sender has used before (RFC 4303, A.2)."""
-        who = (peer.kid, header.boot)
-        highest, window = self._seen.pop(who, (-1, 0))
-        ahead = header.sequence - highest
-        if ahead > 0:
-            seen = (
-                header.sequence,
-                ((window << ahead) | 1) & ((1 << REPLAY_WINDOW) - 1) if ahead < REPLAY_WINDOW else 1,
-            )
-        else:
-            seen = (highest, window | (1 << -ahead) if -ahead < REPLAY_WINDOW else window)
-        self._seen[who] = seen
-        while len(self._seen) > BOOTS_REMEMBERED:
-            self._seen.popitem(last=False)
-        if ahead <= 0 and (-ahead >= REPLAY_WINDOW or window >> -ahead & 1):
-            raise _Refusal(Reason.REPLAYED, f"number {header.sequence} came before")
+    def _require_newest(self, client: ClientId, message: Status | Info) -> None:
+        """Refuse what an earlier start of a client than the newest declared: a late will, or one that was kept back."""
+        number, boot = self._newest.get(client, (-1, message.boot))
+        if message.boot != boot and message.sequence <= number:
+            raise _Refusal(Reason.REPLAYED, f"of an earlier start of {client}")
+        is_will = isinstance(message, Status) and message.state is Presence.LOST  # numbered before all else
+        if message.boot == boot and message.sequence < number and isinstance(message, Status) and not is_will:
+            raise _Refusal(Reason.REPLAYED, f"{client} has said something newer of itself")
+        self._newest[client] = (max(number, message.sequence), message.boot)
+
+    def _require_next(self, client: ClientId, beat: Heartbeat) -> None:
+        """Refuse a heartbeat that came before: it would keep somebody here who is not."""
+        boot, number = self._beats.get(client, (beat.boot, -1))
+        if beat.boot == boot and beat.sequence <= number:
+            raise _Refusal(Reason.REPLAYED, f"heartbeat {beat.sequence} came before")
+        self._beats[client] = (beat.boot, beat.sequence)
 
 
 class _Refusal(Exception):  # noqa: N818 - not an error: it ends in a Reason
@@ -226,7 +290,19 @@ class _Refusal(Exception):  # noqa: N818 - not an error: it ends in a Reason
         self.detail = detail
 
 
+def _unknown(error: SignatureError) -> _Refusal:
+    match error:
+        case RevokedError():
+            return _Refusal(Reason.REVOKED, str(error))
+        case OutOfDateError():
+            return _Refusal(Reason.OUT_OF_DATE, str(error))
+        case _:
+            return _Refusal(Reason.UNKNOWN_KEY, str(error))
+
+
 def _bytes_max(kind: Kind) -> int:
+    if kind is Kind.REVOKED:
+        return limits.REVOCATIONS_BYTES_MAX
     if kind in topics.CHUNKS:
         return limits.CHUNK_BYTES_MAX + limits.CHUNK_FRAME_BYTES
     if kind in topics.ENVELOPES:

@@ -9,8 +9,14 @@ SIGNATURE_BYTES_MAX = 512  # RSA-4096
 NESTING_MAX = 8
 ARRAY_ITEMS_MAX = 4096
 MAP_ITEMS_MAX = 256
+VALUES_MAX = 65_536  # in one message, however they are nested
 TEXT_CHARACTERS_MAX = 4096
+ID_CHARACTERS_MAX = 64  # of a client, a run, a start
 FLOAT_MAX = 1e300  # in a message
+MESSAGES_PER_S_MAX = 500.0  # of one client, on its topics, chunks apart; above it what comes is refused
+MESSAGES_BURST_MAX = 5000.0  # of these at once
+INTRODUCTIONS_PER_S_MAX = 5.0  # of one client: births and statuses, which cost the coordinator a write
+INTRODUCTIONS_BURST_MAX = 200.0
 TOPIC_BYTES_MAX = 255
 TOPIC_LEVELS_MAX = 8
 
@@ -42,6 +48,7 @@ DOWNLOAD_SILENCE_S = 30  # a server that says nothing for so long is given up
 # Link
 KEEPALIVE_S = 30
 CONNECT_S = 10.0
+HANDSHAKE_S = 5.0  # of TLS, at the broker
 INBOX_EVENTS_MAX = 4096
 LINK_INBOX_BYTES_MAX = 64 * 1024 * 1024  # heard and not yet taken
 INFLIGHT_MESSAGES_MAX = 16
@@ -63,6 +70,8 @@ STORAGE_RETRY_S_MAX = 30.0
 STALENESS_MAX = 20  # models made since the one that an update starts from
 
 # Coordinators
+MODEL_FRESH_S = 60.0  # the newest model is said again so often
+MODEL_STALE_S = 200.0  # a client that was told nothing for so long says so
 CLAIM_S = 5.0  # for a coordinator that is said to be online to answer a new one
 CLAIM_KNOCK_S = 1.0  # it is asked again so often
 CLAIM_QUIET_S = 0.25  # nothing is retained of another one, if it has not come by then
@@ -80,11 +89,15 @@ OUTSTANDING_BYTES_MAX = 64 * 1024 * 1024  # sent to one session and not yet take
 SUBSCRIPTIONS_MAX = 100
 RETAINED_MESSAGES_MAX = 10_000
 RETAINED_BYTES_MAX = 64 * 1024 * 1024
+RETAINED_BY_ONE_MAX = 16  # messages of one client
+RETAINED_BY_ONE_BYTES_MAX = 64 * 1024  # each of them
 OFFLINE_MESSAGES_MAX = 1000
 OFFLINE_BYTES_MAX = 16 * 1024 * 1024
 TAKEOVER_S = 2.0  # for an old connection to end before a new one of the same client id is let in
 CONNECTIONS_MAX = 4096
+STRANGERS_MAX = 512  # connections that have not been let in: above it the oldest is cut off
 SESSIONS_MAX = 8192  # connected ones, and persistent ones that are away
+SESSIONS_BY_ONE_MAX = 64  # of one user
 INBOX_PACKETS_MAX = 64  # of one connection, read and not yet handled; above it reading pauses
 INBOX_BYTES_MAX = 1024 * 1024
 CROWDED_BYTES = 32 * 1024 * 1024  # outstanding to one session: whoever publishes to it is slowed down
@@ -103,4 +116,19 @@ BROKER_SAVE_S = 60
 # Identity
 ROOT_DAYS = 20 * 365
 CERTIFICATE_DAYS = 5 * 365
+REVOCATIONS_BYTES_MAX = 4 * 1024 * 1024  # of one list: about 60,000 entries
+ROTATION_OVERLAP_DAYS = 7.0  # old and new certificate are both valid for so long
+CERTIFICATE_BYTES_MAX = 8 * 1024  # in a message
 PEERS_MAX = 65_536  # known at once; above it new ones are refused
+
+# Pairing
+PAIRING_TTL_S = 600  # of an invitation
+PAIRING_ATTEMPTS = (
+    5  # requests made with a wrong token, above it the invitation is over; and rivals that are answered
+)
+PAIRING_AGAIN_S = 3.0  # a newcomer asks again so often
+PAIRING_LINGER_S = 10.0  # whoever let a newcomer in answers it again for so long after it last asked
+PAIRING_BYTES_MAX = 16 * 1024  # one message
+PAIRING_BROKERS_MAX = 8
+PUBLIC_KEY_BYTES_MAX = 1024  # RSA-4096 has 550
+PICTURE_PIXELS_MAX = 64 * 1024 * 1024  # of a photograph with a QR code

@@ -22,8 +22,11 @@ Real = Annotated[float, Meta(ge=-limits.FLOAT_MAX, le=limits.FLOAT_MAX)]
 Positive = Annotated[float, Meta(gt=0, le=limits.FLOAT_MAX)]
 NonNegative = Annotated[float, Meta(ge=0, le=limits.FLOAT_MAX)]
 Text = Annotated[str, Meta(max_length=limits.TEXT_CHARACTERS_MAX)]
-Name = Annotated[str, Meta(pattern=f"^{NAME}$")]
-Hex = Annotated[str, Meta(pattern=f"^{DIGEST}$")]
+Name = Annotated[str, Meta(pattern=rf"^{NAME}\Z")]  # not `$`, which allows a line feed behind it
+AnyBoot = Annotated[Boot, Meta(max_length=limits.ID_CHARACTERS_MAX)]
+AnyRun = Annotated[RunId, Meta(max_length=limits.ID_CHARACTERS_MAX)]
+AnyClient = Annotated[ClientId, Meta(max_length=limits.ID_CHARACTERS_MAX)]
+Hex = Annotated[str, Meta(pattern=rf"^{DIGEST}\Z")]
 
 
 class Reason(StrEnum):
@@ -34,11 +37,16 @@ class Reason(StrEnum):
     UNKNOWN_TOPIC = "unknown-topic"
     MALFORMED = "malformed"
     UNKNOWN_KEY = "unknown-key"
+    REVOKED = "revoked"  # by the federation's root
+    OUT_OF_DATE = "out-of-date"  # the certificate is not valid now
     BAD_SIGNATURE = "bad-signature"
     NOT_ALLOWED = "not-allowed"
     REPLAYED = "replayed"
+    OTHER_START = "other-start"  # meant for an earlier start of its receiver
+    TOO_OFTEN = "too-often"  # messages of one client
     FENCED = "fenced"  # said by a coordinator that another one has replaced
     # updates
+    EXCLUDED = "excluded"  # its client, by an operator
     NOT_INVITED = "not-invited"
     WRONG_ROUND = "wrong-round"
     WRONG_BASE = "wrong-base"
@@ -101,7 +109,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class Task(Message, frozen=True, kw_only=True, tag="task"):
     """Please train: from this base, by this plan, until then."""
 
-    run: RunId
+    run: AnyRun
     round: Count
     base: Manifest
     plan: Plan
@@ -112,14 +120,14 @@ class Task(Message, frozen=True, kw_only=True, tag="task"):
 class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):
     """The round is over without you: drop the task."""
 
-    run: RunId
+    run: AnyRun
     round: Count
 
 
 class Verdict(Message, frozen=True, kw_only=True, tag="verdict"):
     """Your update was taken, or refused with a reason."""
 
-    run: RunId
+    run: AnyRun
     round: Count
     delta: Hex
     refused: Reason | None = None
@@ -133,9 +141,9 @@ class Verdict(Message, frozen=True, kw_only=True, tag="verdict"):
 class Update(Message, frozen=True, kw_only=True, tag="update"):
     """How far local training moved the model: the delta is a blob, offered here by its manifest."""
 
-    run: RunId
+    run: AnyRun
     round: Count
-    client: ClientId
+    client: AnyClient
     base: Hex  # the blob of the model that training started from
     delta: Manifest  # trained - base, float32, in the schema's order, then the codec
     examples: Annotated[int, Meta(ge=1, le=2**40)]
@@ -150,7 +158,7 @@ class Update(Message, frozen=True, kw_only=True, tag="update"):
 class Declined(Message, frozen=True, kw_only=True, tag="declined"):
     """No update will come for this task, and why."""
 
-    run: RunId
+    run: AnyRun
     round: Count
     reason: Reason
     detail: Text = ""
@@ -200,6 +208,87 @@ class Stop(Message, frozen=True, kw_only=True, tag="stop"):
     now: bool = False
 
 
+class Exclude(Message, frozen=True, kw_only=True, tag="exclude"):
+    """Ask this client no more, and take nothing from it."""
+
+    command: Name
+    certificate: bytes = b""
+    client: Name
+
+
+class Admit(Message, frozen=True, kw_only=True, tag="admit"):
+    """Let a client that was excluded take part again."""
+
+    command: Name
+    certificate: bytes = b""
+    client: Name
+
+
+# --- pairing, on `enrol` --------------------------------------------------------------------------
+
+Digest32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Nonce = Annotated[bytes, Meta(min_length=16, max_length=16)]
+CertificateDer = Annotated[bytes, Meta(max_length=limits.CERTIFICATE_BYTES_MAX)]
+Wish = Annotated[str, Meta(max_length=63)]  # judged by who invites, so that it can say what is wrong with it
+ADDRESS = r"(?:mqtts?://)?[A-Za-z0-9.:_\[\]-]{1,255}:[0-9]{1,5}"  # HOST:PORT, perhaps with its scheme
+Address = Annotated[str, Meta(pattern=rf"^{ADDRESS}\Z")]
+
+
+class EnrolReason(StrEnum):
+    """Why a pairing came to nothing: a closed set."""
+
+    # said by who invites
+    EXPIRED = "expired"
+    USED = "used"  # another request came before, with the same token
+    WRONG_TOKEN = "wrong-token"  # noqa: S105 - a reason
+    WRONG_ALGORITHM = "wrong-algorithm"  # the key is of another kind than the request says
+    BAD_NAME = "bad-name"  # its role may not be called so, or it was invited under another name
+    NAME_TAKEN = "name-taken"
+    REJECTED = "rejected"  # by the operator: the codes differ
+    NOT_ISSUED = "not-issued"
+    # found by who invites, and not said
+    TOO_MANY_ATTEMPTS = "too-many-attempts"
+    # found by the newcomer
+    WRONG_ROOT = "wrong-root"  # the root in the code is that of another federation
+    BAD_CERTIFICATE = "bad-certificate"
+
+
+class EnrolRequest(Message, frozen=True, kw_only=True, tag="enrol-request"):
+    """Let me in: this is my key. Signed by that key, and by the token of the invitation."""
+
+    name: Wish = ""  # empty: as invited
+    algorithm: Annotated[str, Meta(max_length=63)]  # what kind of key it is; it decides nothing
+    spki: Annotated[bytes, Meta(max_length=limits.PUBLIC_KEY_BYTES_MAX)]  # DER
+    nonce: Nonce
+    version: Text = ""
+    mac: Digest32
+
+
+class EnrolChallenge(Message, frozen=True, kw_only=True, tag="enrol-challenge"):
+    """I hold the root's key and the token as well: now compare the codes."""
+
+    nonce: Nonce
+    root: CertificateDer
+    mac: Digest32
+
+
+class EnrolCertificate(Message, frozen=True, kw_only=True, tag="enrol-certificate"):
+    """You are in."""
+
+    request: Digest32  # that it answers, without its MAC
+    certificate: CertificateDer
+    brokers: Annotated[list[Address], Meta(max_length=limits.PAIRING_BROKERS_MAX)] = []
+
+
+class EnrolRefused(Message, frozen=True, kw_only=True, tag="enrol-refused"):
+    """You are not, and why."""
+
+    request: Digest32
+    root: CertificateDer
+    reason: EnrolReason
+    detail: Text = ""
+
+
 # --- signed lines ---------------------------------------------------------------------------------
 
 
@@ -215,7 +304,7 @@ class Status(Message, frozen=True, kw_only=True, tag="status"):
     """Here or not. Retained. The boot id keeps a late will from killing a newer start."""
 
     state: Presence
-    boot: Boot
+    boot: AnyBoot
     sequence: Count = 0
     version: Text = ""
     certificate: Text = ""  # base64 of the DER, so that who reads this line can check all others
@@ -226,7 +315,8 @@ class Status(Message, frozen=True, kw_only=True, tag="status"):
 class Info(Message, frozen=True, kw_only=True, tag="info"):
     """A client's birth certificate. Retained."""
 
-    boot: Boot
+    boot: AnyBoot
+    sequence: Count = 0
     version: Text
     certificate: Text
     examples: Count
@@ -239,7 +329,7 @@ class Info(Message, frozen=True, kw_only=True, tag="info"):
 class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
     """Still here. QoS 0."""
 
-    boot: Boot
+    boot: AnyBoot
     sequence: Count
     phase: Text = ""
     waiting: Count = 0  # finished updates that were not judged yet
@@ -250,7 +340,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
 class ClientMetrics(Message, frozen=True, kw_only=True, tag="client-metrics"):
     """How a client's training and machine are doing. Kept until the broker has it."""
 
-    run: RunId
+    run: AnyRun
     round: Count
     loss: Real | None = None
     seconds: NonNegative = 0.0
@@ -262,19 +352,20 @@ class ClientMetrics(Message, frozen=True, kw_only=True, tag="client-metrics"):
 class RoundState(Message, frozen=True, kw_only=True, tag="round"):
     """Where the run stands. Retained."""
 
-    run: RunId | None
+    run: AnyRun | None
     round: Count
     rounds: Count
     phase: Text
     cohort: Count = 0
     reported: Count = 0
     clients: Count = 0  # online
+    excluded: Annotated[list[Name], Meta(max_length=limits.ARRAY_ITEMS_MAX)] = []  # by an operator
 
 
 class ModelLine(Message, frozen=True, kw_only=True, tag="model"):
     """The global model of now. Retained; a late joiner asks for its chunks."""
 
-    run: RunId
+    run: AnyRun
     round: Count  # the round that made it; 0 is the first model
     digest: Hex
     size: Count
@@ -283,12 +374,15 @@ class ModelLine(Message, frozen=True, kw_only=True, tag="model"):
     codec: Text
     schema: Hex
     tensors: Annotated[list[tuple[Text, Text, list[Count]]], Meta(max_length=limits.ARRAY_ITEMS_MAX)]
+    version: Count = 0  # rises with each new model that this coordinator ever made
+    previous: Text = ""  # digest of the model of the version before
+    epoch: Count = 0  # of the coordinator that says it
 
 
 class Metrics(Message, frozen=True, kw_only=True, tag="metrics"):
     """What a round brought, and what it took."""
 
-    run: RunId
+    run: AnyRun
     round: Count
     loss: Real | None = None  # on the coordinator's test data
     accuracy: Real | None = None
@@ -316,7 +410,16 @@ class Answer(Message, frozen=True, kw_only=True, tag="answer"):
 
     command: Name
     refused: Text = ""  # empty: it was taken
-    run: RunId | None = None
+    run: AnyRun | None = None
+
+
+class Refusal(Message, frozen=True, kw_only=True, tag="refusal"):
+    """Something that the coordinator did not let in. Of each reason the 1st, 2nd, 4th, 8th …"""
+
+    topic: Text
+    reason: Reason
+    detail: Text = ""
+    count: Count  # of this reason, since the coordinator started
 
 
 class ConfigLine(Message, frozen=True, kw_only=True, tag="config"):
@@ -327,7 +430,9 @@ class ConfigLine(Message, frozen=True, kw_only=True, tag="config"):
 
 BY_TASK = Task | Cancel | Verdict | Want | Done | Unavailable
 BY_REPLY = Update | Declined | Want | Done | Unavailable
-BY_CONTROL = Start | Stop
+BY_CONTROL = Start | Stop | Admit | Exclude
+BY_ENROL_ANSWER = EnrolChallenge | EnrolCertificate | EnrolRefused
+BY_ENROL = EnrolRequest | BY_ENROL_ANSWER
 LINE = (
     Status
     | Info
@@ -338,5 +443,6 @@ LINE = (
     | Metrics
     | Summary
     | Answer
+    | Refusal
     | ConfigLine
 )

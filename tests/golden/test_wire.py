@@ -1,5 +1,6 @@
 """The bytes of every kind of message: a difference here is a decision about the protocol, and never made by a flag."""
 
+import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from common import chunks, codec, envelope, keys, lines
+from common import chunks, codec, envelope, invitation, keys, lines, pairing
 from common import messages as m
 from common.identity import Identity, Peer, Role
 from common.ids import Boot, ClientId, Digest, FederationId, RunId
+from common.invitation import Invitation
 
 GOLDEN = json.loads(Path(__file__).with_name("v1.json").read_text(encoding="utf-8"))
 RUN, BOOT = RunId("run-1"), Boot("0123456789abcdef")
@@ -47,10 +49,43 @@ ENVELOPED = {
     "unavailable": m.Unavailable(digest=D1, reason=m.Reason.TOO_LATE),
     "start": m.Start(command="c0ffee", certificate=b"\x30\x00", rounds=10),
     "stop": m.Stop(command="c0ffee", now=True),
+    "exclude": m.Exclude(command="c0ffee", client="client-1"),
+    "admit": m.Admit(command="c0ffee", client="client-1"),
+    "enrol-request": m.EnrolRequest(
+        name="client-1",
+        algorithm="ed25519",
+        spki=b"\x30\x00",
+        nonce=bytes(range(16)),
+        version="0.1.0",
+        mac=bytes(range(32)),
+    ),
+    "enrol-challenge": m.EnrolChallenge(nonce=bytes(range(16)), root=b"\x30\x00", mac=bytes(range(32))),
+    "enrol-certificate": m.EnrolCertificate(
+        request=bytes(range(32)), certificate=b"\x30\x00", brokers=["broker.example.org:8883"]
+    ),
+    "enrol-refused": m.EnrolRefused(
+        request=bytes(range(32)),
+        root=b"\x30\x00",
+        reason=m.EnrolReason.NAME_TAKEN,
+        detail="client-1 is enrolled already",
+    ),
 }
+SAID = m.BY_TASK | m.BY_REPLY | m.BY_CONTROL | m.BY_ENROL
+INVITATION = Invitation(
+    host="broker.example.org",
+    port=8884,
+    spki=bytes(range(32)),
+    federation=FederationId("lab"),
+    root_fingerprint=bytes(range(32)),
+    token_id=bytes(range(8)),
+    token=bytes(range(16)),
+    expires=1_800_000_000,
+)
 LINES = {
     "status": m.Status(state=m.Presence.ONLINE, boot=BOOT, sequence=1, version="0.1.0", certificate="AAAA"),
-    "info": m.Info(boot=BOOT, version="0.1.0", certificate="AAAA", examples=600, schema=D2, model="cnn"),
+    "info": m.Info(
+        boot=BOOT, sequence=2, version="0.1.0", certificate="AAAA", examples=600, schema=D2, model="cnn"
+    ),
     "heartbeat": m.Heartbeat(boot=BOOT, sequence=3, phase="training"),
     "client-metrics": m.ClientMetrics(run=RUN, round=7, loss=0.25, seconds=1.5, examples=600),
     "round": m.RoundState(run=RUN, round=7, rounds=10, phase="reporting", cohort=3, reported=1, clients=3),
@@ -64,14 +99,20 @@ LINES = {
         codec="none",
         schema=D2,
         tensors=[("weight", "float32", [2])],
+        version=12,
+        previous=D3,
+        epoch=3,
     ),
     "metrics": m.Metrics(run=RUN, round=7, loss=0.5, accuracy=0.875, clients=3, refused={"diverged": 1}),
     "summary": m.Summary(run=RUN, round=7, loss=0.5, clients=3, outcome="committed", model=D1),
     "answer": m.Answer(command="c0ffee", refused="a run is going on already", run=RUN),
+    "refusal": m.Refusal(topic="fedmq/lab/control", reason=m.Reason.UNKNOWN_KEY, detail="", count=4),
     "config": m.ConfigLine(settings={"run.num_rounds": 10, "data.alpha": 0.5, "data.data_dir": None}),
 }
 TOPIC = "fedmq/lab/client/client-1/reply"
-HEADER = envelope.Header(federation="lab", sender="client-1", boot=BOOT, sequence=5, version="0.1.0")
+HEADER = envelope.Header(
+    federation="lab", sender="client-1", boot=BOOT, sequence=5, version="0.1.0", audience=BOOT
+)
 
 
 def ed25519() -> Identity:
@@ -92,7 +133,7 @@ def rsa_peer() -> Peer:
 def test_payloads(kind):
     data = bytes.fromhex(GOLDEN["payloads"][kind])
     assert codec.encode(ENVELOPED[kind]) == data
-    assert codec.decode(data, m.BY_TASK | m.BY_REPLY | m.BY_CONTROL) == ENVELOPED[kind]
+    assert codec.decode(data, SAID) == ENVELOPED[kind]
 
 
 @pytest.mark.parametrize("kind", LINES)
@@ -106,10 +147,27 @@ def test_every_kind_is_here():
     def kinds(union):
         return {part.__struct_config__.tag for part in union.__args__}
 
-    assert set(ENVELOPED) == kinds(m.BY_TASK | m.BY_REPLY | m.BY_CONTROL)
+    assert set(ENVELOPED) == kinds(SAID)
     assert set(LINES) == kinds(m.LINE)
     assert set(GOLDEN["payloads"]) == set(ENVELOPED)
     assert set(GOLDEN["lines"]) == set(LINES)
+
+
+def test_an_invitation():
+    assert INVITATION.code == GOLDEN["invitation"]
+    assert invitation.parse(GOLDEN["invitation"]) == INVITATION
+
+
+def test_a_code_to_compare():
+    challenged = pairing.challenged(bytes(32), bytes(16), b"\x30\x00")
+    assert (
+        pairing.mac_of(bytes(range(16)), pairing.CLIENT, bytes(32)).hex() == GOLDEN["pairing"]["client_mac"]
+    )
+    assert (
+        pairing.mac_of(bytes(range(16)), pairing.COORDINATOR, challenged).hex()
+        == (GOLDEN["pairing"]["coordinator_mac"])
+    )
+    assert pairing.code_of(bytes(32), hashlib.sha256(challenged).digest()) == GOLDEN["pairing"]["code"]
 
 
 def test_an_envelope():

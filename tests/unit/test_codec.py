@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import codec
+from common import codec, limits
 from common.errors import DecodeError
 from common.messages import BY_REPLY, BY_TASK, Declined, Done, Reason, Update, Want
 from support.updates import RUN, task, update
@@ -69,6 +69,7 @@ DONE = {"digest": "b" * 64, "kind": "done"}
         ("an unknown kind", msgpack.packb({"kind": "exec"})),
         ("a bool for a number", codec.pack({**DONE, "digest": True})),
         ("a digest of other letters", codec.pack({**DONE, "digest": "Z" * 64})),
+        ("a digest with a line feed", codec.pack({**DONE, "digest": "b" * 64 + "\n"})),
         ("an empty message", b""),
         ("a claim of 4 G items", b"\xdd\xff\xff\xff\xff"),
         ("a claim of 4 GiB", b"\xc6\xff\xff\xff\xff"),
@@ -76,6 +77,19 @@ DONE = {"digest": "b" * 64, "kind": "done"}
 )
 def test_what_is_not_canonical_or_not_plain_is_refused(why, data):
     assert refused(data), why
+
+
+def test_so_many_values_and_levels_are_allowed_and_not_one_more():
+    level = [0] * 4095
+    most = [*([level] * 15), [0] * (limits.VALUES_MAX - 15 * 4096 - 2)]
+    assert codec.unpack(codec.pack(most), bytes_max=LIMIT * 2) == most
+    deepest = 0
+    for _ in range(limits.NESTING_MAX - 1):
+        deepest = [deepest]
+    assert codec.unpack(codec.pack(deepest), bytes_max=LIMIT) == deepest
+    for more in ([*most, 0], [deepest]):
+        with pytest.raises(DecodeError):
+            codec.unpack(codec.pack(more), bytes_max=LIMIT * 2)
 
 
 def test_examples_must_be_a_whole_positive_number():

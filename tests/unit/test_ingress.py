@@ -2,17 +2,17 @@
 
 import base64
 import json
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common import codec, envelope, lines
-from common import ingress as module
-from common.identity import Role, TrustStore
+from common import certificates, codec, envelope, keyfiles, limits, lines, revocations
+from common.identity import Role
 from common.ids import Boot, ClientId, FederationId
-from common.ingress import REPLAY_WINDOW, Frame, Ingress, Refused, Said
+from common.ingress import Frame, Ingress, Refused, Said, Withdrawn
 from common.limits import (
     CHUNK_BYTES_MAX,
     CHUNK_FRAME_BYTES,
@@ -21,7 +21,9 @@ from common.limits import (
     MANIFEST_LINE_BYTES_MAX,
 )
 from common.messages import Done, Heartbeat, Info, Metrics, Presence, Reason, Start, Status
+from common.replay import STARTS_REMEMBERED, WINDOW
 from common.topics import Kind, Topics
+from common.trust import TrustStore
 from support import federation
 from support.federation import ingress, member
 
@@ -76,9 +78,15 @@ def sealed(
     of=federation.NAME,
     kind=None,
     epoch=0,
+    audience="",
 ):
     head = envelope.Header(
-        federation=of, sender=sender or who.name, boot=boot, sequence=sequence, epoch=epoch
+        federation=of,
+        sender=sender or who.name,
+        boot=boot,
+        sequence=sequence,
+        epoch=epoch,
+        audience=audience,
     )
     tag = kind or message.__struct_config__.tag
     return envelope.seal(who, topic, tag, head, codec.encode(message))
@@ -169,6 +177,12 @@ def test_other_topics_are_refused_first(door, alice, topic):
     assert reason(door.admit(topic, sealed(alice, topic))) is Reason.UNKNOWN_TOPIC
 
 
+@pytest.mark.parametrize("topic", [TOPICS.enrol_request("0" * 16), TOPICS.enrol_answer("0" * 16)])
+def test_pairing_is_not_for_participants(door, coordinator, topic):
+    door.trust.admit(coordinator.certificate_der)
+    assert reason(door.admit(topic, sealed(coordinator, topic))) is Reason.UNKNOWN_TOPIC
+
+
 def test_size_is_looked_at_before_anything_is_read(door):
     assert reason(door.admit(REPLY, bytes(ENVELOPE_BYTES_MAX + 1))) is Reason.OVERSIZE
     assert reason(door.admit(STATUS, bytes(LINE_BYTES_MAX + 1))) is Reason.OVERSIZE
@@ -204,15 +218,24 @@ def test_an_operator_is_no_client_even_in_a_branch_of_its_name(door, operator):
     assert reason(door.admit(topic, sealed(operator, topic))) is Reason.NOT_ALLOWED
 
 
-def test_the_starts_that_are_remembered_are_limited(door, alice, monkeypatch):
-    monkeypatch.setattr(module, "BOOTS_REMEMBERED", 2)
-    first = sealed(alice, boot=Boot("01" * 8))
-    door.admit(REPLY, first)
+def test_the_starts_that_are_remembered_are_limited_and_what_is_forgotten_is_refused(door, alice):
+    first = sealed(alice, sequence=1, boot=Boot("aa" * 8))
+    assert isinstance(door.admit(REPLY, first), Said)
+    for n in range(STARTS_REMEMBERED):
+        later = sealed(alice, sequence=100 * (n + 1), boot=Boot(f"{n:02x}" * 8))
+        assert isinstance(door.admit(REPLY, later), Said)
     assert reason(door.admit(REPLY, first)) is Reason.REPLAYED
-    for boot in ("02", "03"):
-        door.admit(REPLY, sealed(alice, boot=Boot(boot * 8)))
-    assert len(door._seen) == 2
-    assert isinstance(door.admit(REPLY, first), Said)  # the price of the limit
+    assert reason(door.admit(REPLY, sealed(alice, sequence=1, boot=Boot("bb" * 8)))) is Reason.REPLAYED
+    assert isinstance(door.admit(REPLY, sealed(alice, sequence=2, boot=Boot("cc" * 8))), Said)
+
+
+def test_one_key_with_many_starts_makes_nobody_else_forgotten(door, alice, bob):
+    mine = sealed(alice)
+    assert isinstance(door.admit(REPLY, mine), Said)
+    for n in range(3 * STARTS_REMEMBERED):
+        theirs = TOPICS.client(ClientId("b"), Kind.REPLY)
+        door.admit(theirs, sealed(bob, theirs, sequence=n + 1, boot=Boot(f"{n:016x}")))
+    assert reason(door.admit(REPLY, mine)) is Reason.REPLAYED
 
 
 def test_an_unsigned_payload_is_never_parsed(door, alice):
@@ -281,7 +304,7 @@ def test_a_replay_is_refused_also_after_newer_messages(door, alice):
     assert reason(door.admit(REPLY, first)) is Reason.REPLAYED
     assert reason(door.admit(REPLY, third)) is Reason.REPLAYED
     assert isinstance(door.admit(REPLY, sealed(alice, sequence=2)), Said)  # late, but for the first time
-    far = sealed(alice, sequence=3 + REPLAY_WINDOW)
+    far = sealed(alice, sequence=3 + WINDOW)
     assert isinstance(door.admit(REPLY, far), Said)
     assert reason(door.admit(REPLY, sealed(alice, sequence=2 + 1))) is Reason.REPLAYED
 
@@ -291,13 +314,13 @@ def test_a_new_start_counts_anew(door, alice):
     assert isinstance(door.admit(REPLY, sealed(alice, sequence=1, boot=Boot("0c" * 8))), Said)
 
 
-@given(st.lists(st.integers(0, 3 * REPLAY_WINDOW), max_size=60))
+@given(st.lists(st.integers(0, 3 * WINDOW), max_size=60))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_each_number_passes_once_unless_it_is_too_old(keys, alice, numbers):
     door, seen = ingress(keys, alice), set()
     for number in numbers:
         passed = isinstance(door.admit(REPLY, sealed(alice, sequence=number)), Said)
-        assert passed == (number not in seen and number > max(seen, default=-1) - REPLAY_WINDOW)
+        assert passed == (number not in seen and number > max(seen, default=-1) - WINDOW)
         if passed:
             seen.add(number)
 
@@ -383,6 +406,250 @@ def test_what_is_fenced_off_uses_no_number_up(keys, coordinator):
     assert isinstance(door.admit(TASK, from_coordinator(coordinator, 3, 2)), Said)
 
 
+# --- meant for one start of ours ------------------------------------------------------------------
+
+OURS = Boot("aa" * 8)
+
+
+def test_an_envelope_for_another_start_of_ours_is_refused_and_uses_no_number_up(keys, alice):
+    """So what was recorded before a restart cannot be played to us after it."""
+    door = ingress(keys, alice, boot=OURS)
+    assert isinstance(door.admit(REPLY, sealed(alice, audience=OURS)), Said)
+    for audience in ("bb" * 8, ""):
+        assert reason(door.admit(REPLY, sealed(alice, sequence=2, audience=audience))) is Reason.OTHER_START
+    assert isinstance(door.admit(REPLY, sealed(alice, sequence=2, audience=OURS)), Said)
+
+
+def test_who_is_no_start_hears_what_is_meant_for_anybody(keys, alice):
+    door = ingress(keys, alice)
+    for number, audience in enumerate(("", "bb" * 8)):
+        assert isinstance(door.admit(REPLY, sealed(alice, sequence=number, audience=audience)), Said)
+
+
+def test_a_replaced_coordinator_is_fenced_off_whomever_it_speaks_to(keys, coordinator):
+    door = ingress(keys, coordinator, boot=OURS)
+    door.admit(TASK, sealed(coordinator, TASK, epoch=3, audience=OURS))
+    old = sealed(coordinator, TASK, sequence=2, epoch=2, audience="bb" * 8)
+    assert reason(door.admit(TASK, old)) is Reason.FENCED
+
+
+def test_what_was_said_tells_the_start_that_said_it(door, alice):
+    assert door.admit(REPLY, sealed(alice)).boot == BOOT
+    assert door.admit(HEARTBEAT, lines.seal(alice, HEARTBEAT, BEAT)).boot is None
+
+
+# --- too much of one client -----------------------------------------------------------------------
+
+
+class Clock:
+    """Stands still until it is set."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def slow(keys, alice, bob, coordinator, monkeypatch):
+    """An ingress that lets two messages a second through, and three at once; and its clock."""
+    monkeypatch.setattr(limits, "MESSAGES_PER_S_MAX", 2.0)
+    monkeypatch.setattr(limits, "MESSAGES_BURST_MAX", 3.0)
+    trust, clock = TrustStore(federation.root(keys)), Clock()
+    for one in (alice, bob, coordinator):
+        trust.admit(one.certificate_der)
+    return Ingress(federation.NAME, trust, clock=clock), clock
+
+
+def test_a_client_that_says_too_much_is_refused_until_time_has_passed(slow, alice):
+    door, clock = slow
+    for number in range(3):
+        assert isinstance(door.admit(REPLY, sealed(alice, sequence=number)), Said)
+    late = sealed(alice, sequence=3)
+    assert reason(door.admit(REPLY, late)) is Reason.TOO_OFTEN
+    assert reason(door.admit(REPLY, late)) is Reason.TOO_OFTEN
+    clock.now = 0.5
+    assert isinstance(door.admit(REPLY, late), Said)  # it used no number up
+    assert reason(door.admit(REPLY, sealed(alice, sequence=4))) is Reason.TOO_OFTEN
+
+
+def test_too_much_is_refused_before_it_is_read_on_all_topics_of_a_client_together(slow):
+    door, _ = slow
+    for topic in (REPLY, STATUS, HEARTBEAT):
+        assert reason(door.admit(topic, b"junk")) is Reason.MALFORMED
+    for topic in (REPLY, STATUS, HEARTBEAT):
+        assert reason(door.admit(topic, b"junk")) is Reason.TOO_OFTEN
+    assert reason(door.admit(REPLY, bytes(ENVELOPE_BYTES_MAX + 1))) is Reason.OVERSIZE  # that costs nothing
+
+
+def test_one_client_leaves_the_others_their_say(slow, bob, coordinator):
+    door, _ = slow
+    for _ in range(9):
+        door.admit(REPLY, b"junk")
+    theirs = TOPICS.client(ClientId("b"), Kind.REPLY)
+    assert isinstance(door.admit(theirs, sealed(bob, theirs)), Said)
+    for number in range(9):  # nor is the coordinator counted, on whichever client's topic
+        assert isinstance(door.admit(TASK, sealed(coordinator, TASK, sequence=number)), Said)
+
+
+def test_chunks_are_not_counted(slow):
+    door, _ = slow
+    topic = TOPICS.up(ClientId("a"), "e" * 64)
+    assert all(isinstance(door.admit(topic, b"chunk"), Frame) for _ in range(9))
+
+
+def test_without_a_clock_nothing_is_too_often(keys, alice, monkeypatch):
+    monkeypatch.setattr(limits, "MESSAGES_BURST_MAX", 1.0)
+    door = ingress(keys, alice)
+    assert all(isinstance(door.admit(REPLY, sealed(alice, sequence=n)), Said) for n in range(3))
+
+
+# --- a client's newest start ----------------------------------------------------------------------
+
+INFO = TOPICS.client(ClientId("a"), Kind.INFO)
+EARLIER, NEWER = Boot("01" * 8), Boot("02" * 8)
+
+
+def declared(who, state, sequence, boot):
+    line = msgspec.structs.replace(status(who), state=state, sequence=sequence, boot=boot)
+    return STATUS, lines.seal(who, STATUS, line)
+
+
+def born(who, sequence, boot):
+    info = Info(boot=boot, sequence=sequence, version="1", certificate=text(who), examples=1, schema="0" * 64)
+    return INFO, lines.seal(who, INFO, info)
+
+
+def test_a_late_will_of_an_earlier_start_is_refused_and_so_is_its_birth(door, alice):
+    assert isinstance(door.admit(*declared(alice, Presence.ONLINE, 5, EARLIER)), Said)
+    assert isinstance(door.admit(*declared(alice, Presence.ONLINE, 9, NEWER)), Said)
+    assert reason(door.admit(*declared(alice, Presence.LOST, 4, EARLIER))) is Reason.REPLAYED
+    assert reason(door.admit(*declared(alice, Presence.ONLINE, 9, EARLIER))) is Reason.REPLAYED
+    assert reason(door.admit(*born(alice, 6, EARLIER))) is Reason.REPLAYED
+    assert isinstance(door.admit(*born(alice, 10, NEWER)), Said)
+
+
+def test_the_newest_start_is_heard_in_any_order_and_again(door, alice):
+    """Its will is made before it speaks, and what is retained is heard again after each connect."""
+    for state, sequence in (
+        (Presence.ONLINE, 9),
+        (Presence.ONLINE, 9),
+        (Presence.LOST, 1),
+        (Presence.OFFLINE, 12),
+    ):
+        assert isinstance(door.admit(*declared(alice, state, sequence, NEWER)), Said)
+        assert isinstance(door.admit(*born(alice, 8, NEWER)), Said)
+    assert isinstance(door.admit(*declared(alice, Presence.LOST, 1, NEWER)), Said)
+    assert reason(door.admit(*declared(alice, Presence.ONLINE, 9, NEWER))) is Reason.REPLAYED
+
+
+def test_a_heartbeat_counts_once(door, alice):
+    first, second = (lines.seal(alice, HEARTBEAT, Heartbeat(boot=BOOT, sequence=n)) for n in (1, 2))
+    assert isinstance(door.admit(HEARTBEAT, first), Said)
+    assert reason(door.admit(HEARTBEAT, first)) is Reason.REPLAYED
+    assert isinstance(door.admit(HEARTBEAT, second), Said)
+    assert reason(door.admit(HEARTBEAT, first)) is Reason.REPLAYED
+    anew = lines.seal(alice, HEARTBEAT, Heartbeat(boot=NEWER, sequence=1))
+    assert isinstance(door.admit(HEARTBEAT, anew), Said)
+
+
+def test_a_start_whose_will_was_made_before_the_last_ones_end_is_not_the_newest_by_its_will(door, alice):
+    assert isinstance(door.admit(*declared(alice, Presence.OFFLINE, 12, EARLIER)), Said)
+    assert reason(door.admit(*declared(alice, Presence.LOST, 11, NEWER))) is Reason.REPLAYED
+    assert isinstance(door.admit(*declared(alice, Presence.ONLINE, 13, NEWER)), Said)
+
+
+def test_the_starts_of_one_client_say_nothing_of_another(door, alice, bob):
+    assert isinstance(door.admit(*declared(alice, Presence.ONLINE, 100, NEWER)), Said)
+    topic = TOPICS.client(ClientId("b"), Kind.STATUS)
+    line = msgspec.structs.replace(status(bob), sequence=1, boot=EARLIER)
+    assert isinstance(door.admit(topic, lines.seal(bob, topic, line)), Said)
+
+
+def test_a_start_that_is_not_proved_displaces_nobody(door, alice, bob):
+    topic, line = declared(alice, Presence.ONLINE, 9, NEWER)
+    assert isinstance(door.admit(*declared(alice, Presence.ONLINE, 5, EARLIER)), Said)
+    assert reason(door.admit(topic, line.replace(b'"sequence":9', b'"sequence":8'))) is Reason.BAD_SIGNATURE
+    assert reason(door.admit(*declared(bob, Presence.ONLINE, 99, NEWER))) is Reason.NOT_ALLOWED
+    assert isinstance(door.admit(*declared(alice, Presence.LOST, 4, EARLIER)), Said)
+
+
+# --- whom the root has taken back -----------------------------------------------------------------
+
+REVOKED = TOPICS.revoked
+
+
+@pytest.fixture
+def root_key(keys):
+    return keyfiles.read_key(keys / "root.key")
+
+
+def listed(keys, root_key, number, *members):
+    serials = (certificates.read(one.certificate_der).serial_number for one in members)
+    now = datetime.now(UTC)
+    return revocations.make(federation.root(keys), root_key, number, dict.fromkeys(serials, now), now).pem
+
+
+def test_from_a_revocation_on_nothing_of_that_participant_is_let_in(door, keys, root_key, alice, bob):
+    assert isinstance(door.admit(REPLY, sealed(alice)), Said)
+    pem = listed(keys, root_key, 1, alice)
+    assert door.admit(REVOKED, pem) == Withdrawn(pem)
+    assert reason(door.admit(REPLY, sealed(alice, sequence=2))) is Reason.REVOKED
+    assert reason(door.admit(STATUS, lines.seal(alice, STATUS, status(alice)))) is Reason.REVOKED
+    assert reason(door.admit(HEARTBEAT, lines.seal(alice, HEARTBEAT, BEAT))) is Reason.REVOKED
+    theirs = TOPICS.client(ClientId("b"), Kind.REPLY)
+    assert isinstance(door.admit(theirs, sealed(bob, theirs)), Said)
+
+
+def test_a_stranger_whose_certificate_was_revoked_is_told_apart_from_one_that_has_none(keys, root_key, alice):
+    door = ingress(keys)
+    door.admit(REVOKED, listed(keys, root_key, 1, alice))
+    assert reason(door.admit(STATUS, lines.seal(alice, STATUS, status(alice)))) is Reason.REVOKED
+    assert reason(door.admit(REPLY, sealed(alice))) is Reason.UNKNOWN_KEY
+
+
+def test_an_operator_whose_certificate_was_revoked_commands_nothing(keys, root_key, operator):
+    start = Start(command="c1", certificate=operator.certificate_der)
+    door = ingress(keys)
+    door.admit(REVOKED, listed(keys, root_key, 1, operator))
+    assert reason(door.admit(TOPICS.control, sealed(operator, TOPICS.control, start))) is Reason.REVOKED
+
+
+def test_a_certificate_that_has_run_out_is_a_reason_of_its_own(keys, alice):
+    now = [datetime.now(UTC)]
+    trust = TrustStore(federation.root(keys), lambda: now[0])
+    trust.admit(alice.certificate_der)
+    door = Ingress(federation.NAME, trust)
+    now[0] += timedelta(days=limits.CERTIFICATE_DAYS + 1)
+    assert reason(door.admit(REPLY, sealed(alice))) is Reason.OUT_OF_DATE
+    assert reason(door.admit(STATUS, lines.seal(alice, STATUS, status(alice)))) is Reason.OUT_OF_DATE
+
+
+def test_the_same_list_is_no_news_an_older_one_is_refused_and_a_newer_one_forgives(
+    door, keys, root_key, alice
+):
+    door.admit(REVOKED, listed(keys, root_key, 5, alice))
+    assert door.admit(REVOKED, listed(keys, root_key, 5, alice)) is None
+    assert reason(door.admit(REVOKED, listed(keys, root_key, 4))) is Reason.REPLAYED
+    assert reason(door.admit(REPLY, sealed(alice))) is Reason.REVOKED
+    assert isinstance(door.admit(REVOKED, listed(keys, root_key, 6)), Withdrawn)
+    assert isinstance(door.admit(REPLY, sealed(alice)), Said)
+
+
+def test_a_list_that_another_root_signed_or_nobody_is_refused(door, keys, alice, tmp_path):
+    foreign = federation.root(tmp_path)
+    made = revocations.make(foreign, keyfiles.read_key(tmp_path / "root.key"), 1, {}, datetime.now(UTC))
+    for data in (made.pem, b"junk", b"-----BEGIN X509 CRL-----\n-----END X509 CRL-----\n"):
+        assert reason(door.admit(REVOKED, data)) is Reason.BAD_SIGNATURE
+    assert isinstance(door.admit(REPLY, sealed(alice)), Said)
+    assert door.admit(REVOKED, b"") is None
+
+
+def test_a_list_may_be_longer_than_any_line_but_has_its_limit(door):
+    assert reason(door.admit(REVOKED, bytes(LINE_BYTES_MAX + 1))) is Reason.BAD_SIGNATURE
+    assert reason(door.admit(REVOKED, bytes(limits.REVOCATIONS_BYTES_MAX + 1))) is Reason.OVERSIZE
+
+
 def test_a_flood_of_refusals_is_news_ever_more_seldom(door):
     refused = [door.admit(REPLY, b"junk") for _ in range(20)]
     assert [one.count for one in refused if one.is_news] == [1, 2, 4, 8, 16]
@@ -399,7 +666,7 @@ def test_refusals_are_counted_by_reason(door, alice):
 @given(st.binary(max_size=300))
 def test_any_bytes_anywhere_end_in_a_reason(tmp_path_factory, data):
     door = ingress(tmp_path_factory.getbasetemp() / "fuzz-keys")
-    for topic in (REPLY, STATUS, TOPICS.control, TOPICS.coordinator(Kind.COORDINATOR_MODEL)):
+    for topic in (REPLY, STATUS, TOPICS.control, TOPICS.coordinator(Kind.COORDINATOR_MODEL), REVOKED):
         admitted = door.admit(topic, data)
         assert admitted is None if not data else isinstance(admitted, Refused)
 

@@ -7,9 +7,10 @@ import pytest
 
 from common import limits, lines
 from common.errors import DecodeError
-from common.identity import Role, TrustStore
+from common.identity import Role
 from common.ids import Boot
 from common.messages import Heartbeat, Metrics, Presence, Status
+from common.trust import TrustStore
 from support.federation import member
 
 TOPIC = "fedmq/lab/client/a/heartbeat"

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import ids, limits, topics
-from common.topics import BY_CLIENT, CHUNKS, COORDINATOR_KINDS, ENVELOPES, LINES, Kind, Place, Topics
+from common.topics import BY_CLIENT, CHUNKS, COORDINATOR_KINDS, ENVELOPES, LINES, PAIRING, Kind, Place, Topics
 
 names = st.from_regex(ids.NAME, fullmatch=True)
 digests = st.from_regex(ids.DIGEST, fullmatch=True)
 numbers = st.integers(0, 10**10 - 1)
+tokens = st.from_regex("[0-9a-f]{16}", fullmatch=True)
 PLAIN = (Kind.STATUS, Kind.INFO, Kind.HEARTBEAT, Kind.METRICS, Kind.TASK, Kind.REPLY)
 
 
@@ -20,7 +21,7 @@ def built(draw):
     """Any topic that can be built, with the place that it means."""
     federation = draw(names)
     ours = Topics(federation)
-    client, digest, number = draw(names), draw(digests), draw(numbers)
+    client, digest, number, token = draw(names), draw(digests), draw(numbers), draw(tokens)
     short = digest[:32]
     kind = draw(st.sampled_from(COORDINATOR_KINDS))
     plain = draw(st.sampled_from(PLAIN))
@@ -34,6 +35,8 @@ def built(draw):
                 (ours.up(client, digest), Place(federation, Kind.UP, client=client, digest=short)),
                 (ours.down(client, digest), Place(federation, Kind.DOWN, client=client, digest=short)),
                 (ours.summary(number), Place(federation, Kind.SUMMARY, number=number)),
+                (ours.enrol_request(token), Place(federation, Kind.ENROL_REQUEST, token=token)),
+                (ours.enrol_answer(token), Place(federation, Kind.ENROL_ANSWER, token=token)),
             ]
         )
     )
@@ -52,6 +55,10 @@ def rebuilt(place):
             return ours.down(place.client, place.digest)
         case Kind.SUMMARY:
             return ours.summary(place.number)
+        case Kind.ENROL_REQUEST:
+            return ours.enrol_request(place.token)
+        case Kind.ENROL_ANSWER:
+            return ours.enrol_answer(place.token)
         case kind if kind in PLAIN:
             return ours.client(place.client, kind)
         case kind:
@@ -105,6 +112,11 @@ def test_a_topic_with_one_wrong_character_more_is_none(pair, data):
         "fedmq/demo/round/-1/summary",
         "fedmq/demo/round/\u0661/summary",
         "fedmq/demo/round/1",
+        "fedmq/demo/enrol/0123456789abcdef",
+        "fedmq/demo/enrol/0123456789abcde/request",
+        "fedmq/demo/enrol/0123456789abcdef0/request",
+        "fedmq/demo/enrol/0123456789ABCDEF/answer",
+        "fedmq/demo/enrol/0123456789abcdef/reply",
     ],
 )
 def test_what_looks_like_a_topic_of_ours_but_is_none(text):
@@ -112,8 +124,10 @@ def test_what_looks_like_a_topic_of_ours_but_is_none(text):
 
 
 def test_the_kinds_are_divided_by_what_may_be_said():
-    assert set(Kind) == CHUNKS | ENVELOPES | LINES
-    assert len(Kind) == len(CHUNKS) + len(ENVELOPES) + len(LINES)
+    assert set(Kind) == CHUNKS | ENVELOPES | LINES | {Kind.REVOKED}
+    assert len(Kind) == len(CHUNKS) + len(ENVELOPES) + len(LINES) + 1
+    assert PAIRING < ENVELOPES
+    assert not BY_CLIENT & PAIRING
     assert not BY_CLIENT & {Kind.TASK, Kind.DOWN, Kind.CONTROL, Kind.MODEL, *COORDINATOR_KINDS}
 
 
@@ -126,6 +140,8 @@ def test_filters_match_what_they_are_for():
         (ours.all_down(client), ours.down(client, digest)),
         (ours.client("+", Kind.STATUS), ours.client(client, Kind.STATUS)),
         (ours.summary("+"), ours.summary(7)),
+        (ours.enrol_request("+"), ours.enrol_request("0123456789abcdef")),
+        (ours.enrol_answer("+"), ours.enrol_answer("0123456789abcdef")),
     ):
         assert topics.parse(wide) is None
         assert re.fullmatch(wide.replace("+", "[^/]+"), topic)
