@@ -1,30 +1,16 @@
-"""`python -m broker`: one broker, until it is told to stop."""
+"""A broker for a container: `python -m broker`."""
 
-import argparse
-import asyncio
-import sys
-from pathlib import Path
-
-from broker.engine import BrokerPolicy, serve
-from common.errors import FedmqError
+from broker.assembly import policy_of
+from broker.engine import serve
+from common import container
+from common.settings import Settings
 
 
-def main() -> int:
-    """Run a broker as the command line says; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m broker", description=__doc__)
-    parser.add_argument("--engine", choices=("amqtt", "mosquitto"), default="amqtt")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=1883, help="0 takes a free one")
-    parser.add_argument("--ws-port", type=int, help="also MQTT over WebSocket")
-    parser.add_argument("--state-dir", type=Path)
-    policy = BrokerPolicy(**vars(parser.parse_args()))
-    try:
-        asyncio.run(serve(policy, lambda host, port: print(f"listening on {host}:{port}", flush=True)))
-    except FedmqError as error:
-        sys.stderr.write(f"{error}\n{error.advice}\n")
-        return error.exit_code
+async def main(settings: Settings, report: container.Report) -> int:
+    """Run one broker until it is told to stop."""
+    await serve(policy_of(settings), lambda at: report({"event": "broker.listening", **at.facts()}))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    container.run(main)

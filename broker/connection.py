@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Protocol, cast
 
 from broker.bounds import Bounds
+from broker.gate import Entrance, User
 from broker.packets import Buffer, Framer, Packet
 from common.errors import DecodeError
 
@@ -36,7 +37,14 @@ class Wire(Protocol):
 class Connection(asyncio.BufferedProtocol):
     """Packets from and to one peer. `serve` is started as its task as soon as the wire stands."""
 
-    def __init__(self, bounds: Bounds, serve: Callable[["Connection"], Coroutine[None, None, None]]) -> None:
+    def __init__(
+        self,
+        bounds: Bounds,
+        serve: Callable[["Connection"], Coroutine[None, None, None]],
+        entrance: Entrance = Entrance.PLAIN,
+    ) -> None:
+        self.entrance = entrance
+        self.user: User | None = None  # once it was let in
         self.wire: Wire
         self.task: asyncio.Task[None]
         self.why = ""  # it was cut off, if it was
@@ -84,10 +92,10 @@ class Connection(asyncio.BufferedProtocol):
             self.wire.resume_reading()
         return packet
 
-    def accept(self, idle_s: float) -> None:
-        """Treat the peer as known: larger packets, and a deadline that moves with each byte."""
+    def accept(self, idle_s: float, packet_bytes_max: int) -> None:
+        """Let the peer in: packets of this size, and a deadline that moves with each byte."""
         self._accepted = True
-        self._framer.packet_bytes_max = self._bounds.packet_bytes_max
+        self._framer.packet_bytes_max = packet_bytes_max
         self._idle_s = idle_s
         self._heard_at = self._taken_at = self._loop.time()
         self._timer.cancel()

@@ -6,15 +6,16 @@
 import asyncio
 import contextlib
 import ctypes
-import ipaddress
 import logging
 import os
+import resource
 import secrets
 import shutil
 import signal
+import ssl
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -22,11 +23,18 @@ from typing import Literal
 from amqtt.errors import BrokerError
 
 from broker import mosquitto, ports
-from broker.hardened import HardenedBroker
+from broker.gate import Entrance, Gate
+from broker.hardened import PAIRING, HardenedBroker
 from broker.packets import Type
 from broker.rules import OBSERVER
-from common import limits, log
-from common.errors import ConfigError, TransportError
+from broker.watch import watched
+from common import files, limits, log, tls
+from common.crew import in_background
+from common.errors import ConfigError, FedmqError, StorageError, TransportError
+from common.identity import CRL_FILE, Identity, keep_revocations
+from common.mqtt import Address, is_loopback
+from common.tls import Files
+from common.trust import TrustStore
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _BROKEN = "Start it again; its log tells what it did, and --log-level debug makes it tell more."
@@ -45,6 +53,20 @@ class BrokerPolicy:
     port: int = 1883  # 0: any free one
     ws_port: int | None = None  # also MQTT over WebSocket; 0: any free port
     state_dir: Path | None = None  # Mosquitto's files; without it they are temporary
+    private: "Private | None" = None  # mutual TLS; without it anybody in reach may connect
+
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """What mutual TLS needs."""
+
+    us: Identity  # of the role broker
+    files: Files
+    root: Path
+    trust: TrustStore
+    passphrase: bytes | None = field(default=None, repr=False)
+    state_dir: Path | None = None  # where revocations are kept
+    pairing_port: int | None = None  # also a listener for newcomers; 0: any free port
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +76,40 @@ class Running:
     host: str
     port: int
     ws_port: int | None
+    pairing_port: int | None = None
+    tls: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)  # set when it ends by itself
+
+    def facts(self) -> dict[str, object]:
+        """Say where it listens, for people and programs."""
+        return {
+            "host": self.host,
+            "port": self.port,
+            "tls": self.tls,
+            "ws_port": self.ws_port,
+            "pairing_port": self.pairing_port,
+        }
 
 
 @contextlib.asynccontextmanager
 async def running(policy: BrokerPolicy) -> AsyncIterator[Running]:
     """Run a broker for as long as the block lasts. Raises: TransportError, ConfigError."""
-    if not is_loopback(policy.host):
+    private = policy.private
+    if private is None and not is_loopback(policy.host):
         logger.warning(
             "broker.open", extra=log.facts(host=policy.host, advice="no TLS: anybody in reach may connect")
         )
-    for port in (policy.port, policy.ws_port):
+    for port in (policy.port, policy.ws_port, private.pairing_port if private else None):
         if port:
             ports.check_free(policy.host, port)
+    _allow_many_connections()
     engine = _amqtt if policy.engine == "amqtt" else _mosquitto
     async with engine(policy) as broker:
         logger.info("broker.ready", extra=log.facts(engine=policy.engine, host=broker.host, port=broker.port))
         yield broker
 
 
-async def serve(policy: BrokerPolicy, ready: Callable[[str, int], None]) -> None:
+async def serve(policy: BrokerPolicy, ready: Callable[[Running], None]) -> None:
     """Run a broker until SIGINT or SIGTERM. Raises: TransportError, ConfigError."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -81,7 +117,7 @@ async def serve(policy: BrokerPolicy, ready: Callable[[str, int], None]) -> None
         loop.add_signal_handler(number, stop.set)
     try:
         async with running(policy) as broker:
-            ready(broker.host, broker.port)
+            ready(broker)
             waits = [asyncio.create_task(event.wait()) for event in (stop, broker.ended)]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
@@ -93,12 +129,16 @@ async def serve(policy: BrokerPolicy, ready: Callable[[str, int], None]) -> None
             loop.remove_signal_handler(number)
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach that address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _allow_many_connections() -> None:
+    """Take as many open files as the system gives: a connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = (
+        limits.CONNECTIONS_MAX * 2
+        if hard == resource.RLIM_INFINITY
+        else min(hard, limits.CONNECTIONS_MAX * 2)
+    )
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 # --- amqtt ----------------------------------------------------------------------------------------
@@ -106,19 +146,70 @@ def is_loopback(host: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def _amqtt(policy: BrokerPolicy) -> AsyncIterator[Running]:
+    private = policy.private
     broker = HardenedBroker(
-        policy.host, policy.port, ws_port=policy.ws_port, observers=is_loopback(policy.host)
+        policy.host,
+        policy.port,
+        ws_port=policy.ws_port,
+        pairing_port=private.pairing_port if private else None,
+        tls=_contexts(private) if private else {},
+        gate=Gate(observers=is_loopback(policy.host), trust=private.trust if private else None),
     )
     try:
         await broker.start()
     except BrokerError as error:
         raise TransportError(f"the broker did not start: {error}", advice=_BROKEN) from error
-    ws_port = broker.port_of("ws") if policy.ws_port is not None else None
+    listening = Running(
+        policy.host,
+        broker.port_of(),
+        broker.port_of("ws") if policy.ws_port is not None else None,
+        broker.port_of(PAIRING) if private and private.pairing_port is not None else None,
+        tls=private is not None,
+    )
+
+    async def revoked(_: bytes) -> None:
+        broker.expel_revoked()
+
     try:
-        yield Running(policy.host, broker.port_of(), ws_port)
+        async with _watching(private, listening, revoked):
+            yield listening
     finally:
         async with asyncio.timeout(limits.BROKER_STOP_S):
             await broker.shutdown()
+
+
+def _contexts(private: Private) -> dict[Entrance, ssl.SSLContext]:
+    files, root, passphrase = private.files, private.root, private.passphrase
+    found = {Entrance.MUTUAL: tls.of_broker(files, root, passphrase)}
+    if private.pairing_port is not None:
+        found[Entrance.PAIRING] = tls.of_broker(files, root, passphrase, mutual=False)
+    return found
+
+
+def _watching(
+    private: Private | None, running: Running, heard: Callable[[bytes], Coroutine[None, None, None]]
+) -> contextlib.AbstractAsyncContextManager[object]:
+    """Hear of revocations on our own topics, where certificates count."""
+    if private is None:
+        return contextlib.nullcontext()
+
+    async def kept(pem: bytes) -> None:
+        await heard(pem)  # first: it counts whatever the disk says
+        if private.state_dir is not None:
+            try:
+                await in_background(_keep, private.state_dir, pem)
+            except StorageError as error:
+                logger.warning("storage.refused", extra=log.facts(why=str(error)))
+
+    ours = tls.to_broker(private.files, private.root, private.trust, private.passphrase)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(running.host, running.host)  # noqa: S104 - reached from here
+    return watched(Address(host, running.port, tls=True), private.us, private.trust, ours, kept)
+
+
+def _keep(state_dir: Path, pem: bytes) -> None:
+    with files.said_plainly():
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keep_revocations(state_dir, pem)
 
 
 # --- Mosquitto ------------------------------------------------------------------------------------
@@ -129,25 +220,70 @@ async def _mosquitto(policy: BrokerPolicy) -> AsyncIterator[Running]:
     program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', os.defpath)}:{SBIN}")
     if program is None:
         raise ConfigError("mosquitto is not installed: apt install mosquitto, or use --engine amqtt")
+    private = policy.private
+    if private is not None and private.passphrase is not None:
+        raise ConfigError(
+            "Mosquitto cannot be told the passphrase of the broker's key: use --engine amqtt, or issue that key without"
+        )
+    if private is not None and policy.ws_port is not None:
+        raise ConfigError(
+            "over WebSocket Mosquitto heeds no revocation list: use --engine amqtt, or leave out --ws-port"
+        )
     policy = replace(
         policy,
         port=policy.port or ports.free_port(policy.host),
         ws_port=policy.ws_port if policy.ws_port != 0 else ports.free_port(policy.host),
     )
-    broker = Running(policy.host, policy.port, policy.ws_port)
+    pairing_port = private.pairing_port if private else None
+    if pairing_port == 0:
+        pairing_port = ports.free_port(policy.host)
+    broker = Running(policy.host, policy.port, policy.ws_port, pairing_port, tls=private is not None)
     with _directory(policy.state_dir) as directory:
-        conf = _write_files(policy, directory)
-        with (directory / "mosquitto.log").open("wb") as errors:
-            child = await asyncio.create_subprocess_exec(
-                program, "-c", str(conf), stdout=errors, stderr=errors, preexec_fn=_die_with_parent()
-            )
-        watching = asyncio.create_task(_watch(child, broker.ended), name="mosquitto")
+        mosquitto_ = _Mosquitto(program, policy, broker, directory)
         try:
-            await _until_ready(broker, directory / "mosquitto.log")
-            yield broker
+            await mosquitto_.start()
+            async with _watching(private, broker, mosquitto_.revoked):
+                yield broker
         finally:
-            await _stop(child)
-            await watching
+            await mosquitto_.stop()
+
+
+class _Mosquitto:
+    """The child, started anew where its configuration has to change: it reads a revocation list at its start only."""
+
+    def __init__(self, program: str, policy: BrokerPolicy, broker: Running, directory: Path) -> None:
+        self._program, self._policy, self._broker, self._directory = program, policy, broker, directory
+        self._child: asyncio.subprocess.Process | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()
+
+    async def start(self) -> None:
+        conf = _write_files(self._policy, self._broker, self._directory)
+        errors = self._directory / "mosquitto.log"
+        with errors.open("wb") as file:
+            self._child = await asyncio.create_subprocess_exec(
+                self._program, "-c", str(conf), stdout=file, stderr=file, preexec_fn=_die_with_parent()
+            )
+        self._watching = asyncio.create_task(_watch(self._child, self._broker.ended), name="mosquitto")
+        await _until_ready(self._broker, errors, tls=self._policy.private is not None)
+
+    async def stop(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait((self._watching,))
+        if self._child is not None:
+            await _stop(self._child)
+
+    async def revoked(self, _: bytes) -> None:
+        """Cut everybody off, and let in again whose certificate still counts; a broker that cannot is over."""
+        async with self._changing:
+            try:
+                _write_files(self._policy, self._broker, self._directory)  # first, while it still runs
+                await self.stop()
+                await self.start()
+            except (OSError, FedmqError) as error:
+                logger.exception("broker.failed", extra=log.facts(why=str(error)))
+                self._broker.ended.set()
 
 
 @contextlib.contextmanager
@@ -160,22 +296,38 @@ def _directory(state_dir: Path | None) -> Iterator[Path]:
         yield state_dir
 
 
-def _write_files(policy: BrokerPolicy, directory: Path) -> Path:
+def _write_files(policy: BrokerPolicy, broker: Running, directory: Path) -> Path:
     setup = mosquitto.Setup(
         host=policy.host,
-        port=policy.port,
+        port=broker.port,
         directory=str(directory.absolute()),
         user="root" if os.geteuid() == 0 else None,
-        ws_port=policy.ws_port,
+        ws_port=broker.ws_port,
         persistent=policy.state_dir is not None,
         observers=is_loopback(policy.host),
+        private=_private(policy.private, broker, directory) if policy.private else None,
     )
-    acl = Path(setup.acl_file)
-    acl.touch(mode=0o600)
-    acl.write_text(mosquitto.acl_text(observers=setup.observers))
+    for path, text in (
+        (setup.acl_file, mosquitto.acl_text(observers=setup.observers, newcomers=setup.private is None)),
+        (setup.pairing_acl_file, mosquitto.pairing_acl_text()),
+    ):
+        files.replace(Path(path), text.encode())
     conf = directory / "mosquitto.conf"
-    conf.write_text(mosquitto.conf_text(setup))
+    files.replace(conf, mosquitto.conf_text(setup).encode())
     return conf
+
+
+def _private(private: Private, broker: Running, directory: Path) -> mosquitto.Private:
+    revoked = private.trust.revoked
+    if revoked is not None:
+        files.replace(directory / CRL_FILE, revoked.pem)
+    return mosquitto.Private(
+        root=str(private.root.absolute()),
+        certificate=str(private.files.certificate.absolute()),
+        key=str(private.files.key.absolute()),
+        revoked=str((directory / CRL_FILE).absolute()) if revoked is not None else None,
+        pairing_port=broker.pairing_port,
+    )
 
 
 def _die_with_parent() -> Callable[[], None] | None:
@@ -198,11 +350,14 @@ async def _watch(child: asyncio.subprocess.Process, ended: asyncio.Event) -> Non
     ended.set()
 
 
-async def _until_ready(broker: Running, errors: Path) -> None:
+async def _until_ready(broker: Running, errors: Path, *, tls: bool) -> None:
+    others = [port for port in (broker.ws_port, broker.pairing_port) if port is not None]
     try:
         async with asyncio.timeout(limits.BROKER_START_S):
             while not broker.ended.is_set():
-                if await _answers(broker.host, broker.port):
+                if await (_listens if tls else _answers)(broker.host, broker.port) and all(
+                    [await _listens(broker.host, port) for port in others]
+                ):
                     return
                 await asyncio.sleep(PROBE_S)
     except TimeoutError:
@@ -235,6 +390,16 @@ async def _answers(host: str, port: int) -> bool:
     finally:
         writer.close()
     return answer[:2] == bytes((Type.CONNACK << 4, 2))
+
+
+async def _listens(host: str, port: int) -> bool:
+    """Connect, and say nothing: whoever has no certificate is told nothing."""
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 async def _stop(child: asyncio.subprocess.Process) -> None:

@@ -1,6 +1,6 @@
 """amqtt 0.12.1's broker with its own connections, codec and delivery: the only file on amqtt's private names.
 
-amqtt gives configuration, listeners, plugins, sessions and subscriptions. Reading, writing and passing on are
+amqtt gives configuration, listeners, sessions and subscriptions. Reading, writing, judging and passing on are
 done here, because the stock ways lose, leak, forge or stall. What was wrong, and where it is mended:
 
     B1, B1b, B16  authentication and the will's permission before any state is touched       _admit
@@ -24,7 +24,10 @@ import logging
 import math
 import secrets
 import ssl
+from collections import Counter
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import cast
 
 import amqtt
@@ -37,10 +40,13 @@ from amqtt.session import Session
 from broker import rules
 from broker.bounds import DEFAULT, Bounds
 from broker.connection import Connection
+from broker.door import Door
+from broker.gate import Entrance, Gate, User
 from broker.matching import FilterTree
 from broker.packets import (
     FLAGS,
     REFUSED,
+    Buffer,
     Connack,
     Connect,
     Packet,
@@ -64,6 +70,7 @@ from common.errors import ConfigError, DecodeError
 
 AMQTT_VERSION = "0.12.1"
 VERDICTS_MAX = 65536
+PAIRING = "pairing"  # the listener for newcomers
 
 logger = logging.getLogger(__name__)
 
@@ -86,31 +93,39 @@ class HardenedBroker(Broker):
         port: int,
         *,
         ws_port: int | None = None,
-        observers: bool = True,
+        pairing_port: int | None = None,
+        tls: Mapping[Entrance, ssl.SSLContext] = MappingProxyType({}),
+        gate: Gate | None = None,
         bounds: Bounds = DEFAULT,
     ) -> None:
+        """`tls`: for participants and for newcomers; `gate`: lets everybody in by default, observers too."""
         check_version()
         for name in ("amqtt", "websockets"):  # prose and tracebacks, for what we log as events
             logging.getLogger(name).setLevel(logging.CRITICAL)
         listeners = {"default": {"type": "tcp", "bind": f"{host}:{port}"}}
         if ws_port is not None:
             listeners["ws"] = {"type": "ws", "bind": f"{host}:{ws_port}"}
-        plugins = {
-            "broker.plugins.RulesAuth": {"observers": observers},
-            "broker.plugins.RulesTopics": {},
-        }
+        if pairing_port is not None:
+            listeners[PAIRING] = {"type": "tcp", "bind": f"{host}:{pairing_port}"}
         super().__init__(
             {
                 "listeners": listeners,
-                "plugins": plugins,
+                "plugins": {},  # left out, amqtt would load those that let everybody in; who may what is asked here
                 "session_expiry_interval": bounds.session_expiry_s,
             }
         )
         self.bounds = bounds
+        self.gate = gate or Gate(observers=True)
+        self._tls = tls
         self._filters = FilterTree()
         self._connections: set[Connection] = set()
-        self._verdicts: dict[tuple[str, str, Action], bool] = {}
+        self._strangers: dict[Connection, None] = {}  # not let in yet, in the order they came
+        self._verdicts: dict[tuple[User, str, Action], bool] = {}
+        self._users: Counter[User] = Counter()  # how many sessions each has
         self._retained_bytes = 0
+        self._refused = 0  # who was not let in
+        self._keepers: dict[str, User] = {}  # who had a retained topic kept
+        self._kept: Counter[User] = Counter()  # how many topics each
         self._is_stopping = False
         # amqtt keeps a protocol handler beside each session; our connections need none.
         self._no_handler = BrokerProtocolHandler(self.plugins_manager)
@@ -120,6 +135,19 @@ class HardenedBroker(Broker):
         sockets = self._servers[listener].instance.sockets
         return int(next(iter(sockets)).getsockname()[1])
 
+    def expel_revoked(self) -> None:
+        """Cut off whose certificate is revoked by now."""
+        for connection in tuple(self._connections):
+            user = connection.user
+            revoked = self.gate.trust.revoked if self.gate.trust else None
+            if (
+                user is not None
+                and user.serial is not None
+                and revoked is not None
+                and user.serial in revoked
+            ):
+                connection.abort("its certificate was revoked")
+
     async def shutdown(self) -> None:
         """Stop listening, cut everybody off without wills, and end all tasks."""
         self._is_stopping = True
@@ -128,6 +156,8 @@ class HardenedBroker(Broker):
                 for socket in server.instance.handlers:
                     socket.transport.abort()  # those that never got past the handshake as well
             server.instance.close()
+        for stranger in tuple(self._strangers):
+            stranger.abort()
         connections = list(self._connections)
         for connection in connections:
             connection.abort()
@@ -150,12 +180,14 @@ class HardenedBroker(Broker):
         port: int,
         ssl_context: ssl.SSLContext | None,
     ) -> asyncio.Server | websockets.asyncio.server.Server:
+        entrance = self._entrance(listener_name)
+        tls = self._tls.get(entrance)
         if listener_type == ListenerType.WS:
             return await websockets.asyncio.server.serve(
                 partial(self.ws_connected, listener_name=listener_name),
                 address,
                 port,
-                ssl=ssl_context,
+                ssl=tls,
                 subprotocols=[websockets.Subprotocol("mqtt")],
                 max_size=self.bounds.packet_bytes_max,
                 compression=None,
@@ -163,16 +195,33 @@ class HardenedBroker(Broker):
                 close_timeout=self.bounds.takeover_s,
             )
         return await self._loop.create_server(
-            self._new_connection, address, port, reuse_address=True, ssl=ssl_context
+            partial(self._behind_tls, entrance, tls) if tls else partial(self._new_connection, entrance),
+            address,
+            port,
+            reuse_address=True,
         )
 
-    def _new_connection(self) -> Connection:
-        return Connection(self.bounds, self._serve)
+    def _behind_tls(self, entrance: Entrance, tls: ssl.SSLContext) -> Door:
+        return Door(
+            self._new_connection(entrance),
+            tls,
+            knocked=self._make_room_for,
+            gone=lambda connection: self._strangers.pop(connection, None),
+            handshake_s=self.bounds.handshake_s,
+        )
+
+    def _entrance(self, listener_name: str) -> Entrance:
+        if listener_name == PAIRING:
+            return Entrance.PAIRING
+        return Entrance.MUTUAL if Entrance.MUTUAL in self._tls else Entrance.PLAIN
+
+    def _new_connection(self, entrance: Entrance = Entrance.PLAIN) -> Connection:
+        return Connection(self.bounds, self._serve, entrance)
 
     async def ws_connected(
         self, websocket: websockets.asyncio.server.ServerConnection, listener_name: str
     ) -> None:
-        connection = self._new_connection()
+        connection = self._new_connection(self._entrance(listener_name))
         wire = WebSocketWire(websocket, connection)
         connection.start(wire)
         await wire.run()
@@ -183,6 +232,7 @@ class HardenedBroker(Broker):
             connection.abort()
             return
         self._connections.add(connection)
+        self._make_room_for(connection)
         session = None
         polite = False
         try:
@@ -201,9 +251,18 @@ class HardenedBroker(Broker):
             if session is not None:
                 await self._leave(session, polite=polite)
             self._connections.discard(connection)
+            self._strangers.pop(connection, None)
             if connection.why:
                 client = session.client_id if session is not None else None
                 logger.info("broker.cut_off", extra=log.facts(client=client, why=connection.why))
+
+    def _make_room_for(self, stranger: Connection) -> None:
+        """Let strangers crowd out strangers only: who is known stays, and a newer stranger has its chance."""
+        self._strangers[stranger] = None
+        if len(self._strangers) > self.bounds.strangers_max:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.abort("too many connections that say nothing")
 
     async def _admit(self, connection: Connection) -> ClientSession | None:
         """Judge a CONNECT, and begin its session. No state is touched for anybody who is refused."""
@@ -216,31 +275,58 @@ class HardenedBroker(Broker):
         if connect is None:
             connection.send(build_connack(Connack.UNACCEPTABLE_VERSION))
             return None
-        session = self._new_session(connect, connection)
-        code = await self._judge(connect, session)
-        if code is not Connack.ACCEPTED:
-            connection.send(build_connack(code))
+        client_id = connect.client_id or f"{rules.OBSERVER}-{secrets.token_hex(8)}"
+        code = self._refuse(connect, client_id)
+        user = self._user(connect, client_id, connection) if code is Connack.ACCEPTED else None
+        if user is None:
+            self._say_refused(client_id, connect.username, connection.entrance)
+            connection.send(build_connack(Connack.NOT_AUTHORIZED if code is Connack.ACCEPTED else code))
+            return None
+        connection.user = user  # from here on a revocation cuts it off
+        # Only now: a session of amqtt's costs a millisecond, and strangers may be many.
+        session = self._new_session(connect, client_id, user, connection)
+        if not await self._may_will(session):
+            connection.send(build_connack(Connack.NOT_AUTHORIZED))
+            return None
+        is_crowd = self._session(client_id) is None and self._users[user] >= self.bounds.sessions_by_one_max
+        if is_crowd or not await self._take_over(client_id):
+            connection.send(build_connack(Connack.UNAVAILABLE))
             return None
         return await self._begin(session, connection)
 
-    async def _judge(self, connect: Connect, session: ClientSession) -> Connack:
+    def _say_refused(self, client_id: str, username: str | None, entrance: Entrance) -> None:
+        """Log the 1st, 2nd, 4th, 8th ... who was not let in: a flood must not fill the log."""
+        self._refused += 1
+        if self._refused & (self._refused - 1) == 0:
+            about = {"client": client_id, "user": username, "entrance": entrance, "count": self._refused}
+            logger.warning("broker.refused", extra=log.facts(**about))
+
+    def _refuse(self, connect: Connect, client_id: str) -> Connack:
         if connect.password is not None and connect.username is None:  # [MQTT-3.1.2-22]
             return Connack.BAD_CREDENTIALS
         if not connect.client_id and not connect.clean:  # [MQTT-3.1.3-8]
             return Connack.IDENTIFIER_REJECTED
-        is_new = connect.client_id not in self._sessions
-        if len(self._connections) > self.bounds.connections_max or (
+        is_new = client_id not in self._sessions
+        if len(self._connections) - len(self._strangers) >= self.bounds.connections_max or (
             is_new and len(self._sessions) >= self.bounds.sessions_max
         ):
             return Connack.UNAVAILABLE
-        known = await self._authenticate(session, self.listeners_config["default"])
-        if not known or not await self._may_will(session):
-            return Connack.NOT_AUTHORIZED
-        return Connack.ACCEPTED if await self._take_over(session.client_id) else Connack.UNAVAILABLE
+        return Connack.ACCEPTED
 
-    def _new_session(self, connect: Connect, connection: Connection) -> ClientSession:
-        client_id = connect.client_id or f"{rules.OBSERVER}-{secrets.token_hex(8)}"
+    def _user(self, connect: Connect, client_id: str, connection: Connection) -> User | None:
+        """Say who this is; None for one who may not come in, or not under a client id that is somebody else's."""
+        tls = cast("ssl.SSLObject | None", connection.wire.get_extra_info("ssl_object"))
+        user = self.gate.enter(connection.entrance, client_id, connect.username or None, tls)
+        if user is not None and user.role is rules.Role.NEWCOMER and not connect.clean:
+            return None  # whoever it is leaves nothing behind
+        old = self._session(client_id)
+        return None if old is not None and old.user != user else user
+
+    def _new_session(
+        self, connect: Connect, client_id: str, user: User, connection: Connection
+    ) -> ClientSession:
         session = ClientSession(client_id, connect, self.bounds)
+        session.user = user
         peer = connection.wire.get_extra_info("peername")
         if isinstance(peer, tuple):
             session.remote_address, session.remote_port = peer[:2]
@@ -266,9 +352,15 @@ class HardenedBroker(Broker):
             old.renew(session)
             session = old
         session.attach(connection)
+        if old is None:
+            self._users[session.user] += 1
         self._sessions[session.client_id] = (session, self._no_handler)
+        bytes_max = self.bounds.packet_bytes_max_unknown
+        if session.user.role is not rules.Role.NEWCOMER:  # who stays a stranger
+            self._strangers.pop(connection, None)
+            bytes_max = self.bounds.packet_bytes_max
         patience_s = min(math.ceil(1.5 * session.keep_alive) or math.inf, self.bounds.idle_s_max)
-        connection.accept(patience_s)
+        connection.accept(patience_s, bytes_max)
         connection.send(build_connack(Connack.ACCEPTED, session_present=old is not None))
         session.resume()
         return session
@@ -303,9 +395,7 @@ class HardenedBroker(Broker):
         try:
             if session.will_flag and not polite and not self._is_stopping and await self._may_will(session):
                 if session.will_retain:
-                    await self.retain_message(
-                        session, session.will_topic, session.will_message, session.will_qos
-                    )
+                    await self._keep(session, session.will_topic, session.will_message, session.will_qos)
                 await self._broadcast_message(
                     session, session.will_topic, session.will_message, session.will_qos
                 )
@@ -333,7 +423,7 @@ class HardenedBroker(Broker):
             return
         if await self._topic_filtering(session, publish.topic, Action.PUBLISH):
             if publish.retain:
-                await self.retain_message(session, publish.topic, publish.payload, publish.qos)
+                await self._keep(session, publish.topic, publish.payload, publish.qos)
             await self._broadcast_message(session, publish.topic, publish.payload, publish.qos)
         if publish.qos == 1:
             connection.send(build_ack(Type.PUBACK, publish.packet_id))
@@ -397,6 +487,23 @@ class HardenedBroker(Broker):
                     found[target.client_id] = (target, qos)
         return list(found.values())
 
+    async def _keep(
+        self, session: ClientSession, topic: str | None, data: Buffer | None, qos: int | None
+    ) -> None:
+        """Retain what somebody said, within what it is due: nobody fills the room of all others."""
+        assert topic is not None
+        user, size, is_new = session.user, len(data or b""), topic not in self._retained_messages
+        bounds = self.bounds
+        if user.role is rules.Role.NEWCOMER:
+            return
+        if user.role is rules.Role.CLIENT and (
+            size > bounds.retained_by_one_bytes_max
+            or (size and is_new and self._kept[user] >= bounds.retained_by_one_max)
+        ):
+            logger.warning("broker.retained_full", extra=log.facts(topic=topic))
+            return
+        await self.retain_message(session, topic, data, qos)
+
     async def retain_message(
         self,
         source_session: Session | None,
@@ -417,6 +524,12 @@ class HardenedBroker(Broker):
             return
         self._retained_bytes += growth
         await super().retain_message(None, topic_name, bytes(data or b""), qos)
+        keeper = self._keepers.pop(topic_name, None)
+        if keeper is not None:
+            _count_down(self._kept, keeper)
+        if size and source_session is not None:
+            self._keepers[topic_name] = user = cast("ClientSession", source_session).user
+            self._kept[user] += 1
 
     async def _publish_retained_messages_for_subscription(
         self, subscription: tuple[str, int], session: Session
@@ -468,17 +581,31 @@ class HardenedBroker(Broker):
     async def _cleanup_session(self, client_id: str) -> None:
         await self._delete_session(client_id)
 
+    async def _delete_session(self, client_id: str) -> None:
+        session = self._session(client_id)
+        if session is not None:
+            _count_down(self._users, session.user)
+        await super()._delete_session(client_id)
+
     def _session(self, client_id: str) -> ClientSession | None:
         session, _ = self._sessions.get(client_id, (None, None))
         return cast("ClientSession | None", session)
 
     async def _topic_filtering(self, session: Session, topic: str, action: Action) -> bool:
-        """Ask the plugins, once per client, topic and action: rules do not change while a broker runs."""
-        key = (session.client_id or "", topic, action)
+        """Ask the rules, once per user, topic and action: they do not change while a broker runs."""
+        user = cast("ClientSession", session).user
+        key = (user, topic, action)
         verdict = self._verdicts.get(key)
         if verdict is None:
-            verdict = await super()._topic_filtering(session, topic, action)
+            verdict = rules.may(user.role, user.name, action, topic)
             if len(self._verdicts) >= VERDICTS_MAX:
                 self._verdicts.clear()
             self._verdicts[key] = verdict
         return verdict
+
+
+def _count_down(counter: Counter[User], user: User) -> None:
+    """Take one away; who has none left is forgotten."""
+    counter[user] -= 1
+    if not counter[user]:
+        del counter[user]

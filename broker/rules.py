@@ -1,10 +1,13 @@
 """Who may say and hear what: one table for both engines.
 
-The role follows from the client id; `%c` stands for it. A SUBSCRIBE is judged by covering, never by matching:
-every topic that the wanted filter matches has to be matched by one that the table allows.
+The role follows from the user's name, `%u` stands for it; over TLS it is the name in the certificate. A SUBSCRIBE is
+judged by covering, never by matching: every topic that the wanted filter matches has to be matched by one that the
+table allows.
 
-Observers are ids that the table does not know, `mosquitto_sub` among them. They may subscribe to anything and
-say nothing; what they are sent is judged topic by topic, so `-t 'fedmq/#'` brings the JSON topics only.
+Observers are names that the table does not know, `mosquitto_sub` among them. They may subscribe to anything and say
+nothing; what they are sent is judged topic by topic, so `-t 'fedmq/#'` brings the JSON topics only. There are none over
+TLS; a dashboard subscribes as they do. Newcomers come in by a listener of their own; their name is the id of the token
+that they were invited with.
 
 Law: this is defence in depth. What counts is the receiver's check of signature and topic.
 """
@@ -12,12 +15,20 @@ Law: this is defence in depth. What counts is the receiver's check of signature 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from common.ids import COORDINATOR, OPERATOR, ClientId, Digest, FederationId, is_client_name, is_name
+from common.ids import (
+    BROKER,
+    COORDINATOR,
+    DASHBOARD,
+    OPERATOR,
+    ClientId,
+    Digest,
+    FederationId,
+    is_client_name,
+)
 from common.topics import COORDINATOR_KINDS, LINES, ROOT, Kind, Topics, parse
 
 ANY = Topics(FederationId("+"))
-SELF = ClientId("%c")
-DASHBOARD = "dashboard"
+SELF = ClientId("%u")
 OBSERVER = "observer"
 
 
@@ -30,13 +41,15 @@ class Action(StrEnum):
 
 
 class Role(StrEnum):
-    """What a client id stands for."""
+    """What a user's name stands for."""
 
     COORDINATOR = COORDINATOR
     OPERATOR = OPERATOR
     DASHBOARD = DASHBOARD
+    BROKER = BROKER
     CLIENT = "client"
     OBSERVER = OBSERVER
+    NEWCOMER = "newcomer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +71,10 @@ def _each(*kinds: Kind) -> tuple[str, ...]:
 _COORDINATOR_LINES = f"{ROOT}/+/coordinator/+"
 _CHUNKS_OF_MODELS = ANY.model(Digest("+"))
 _SUMMARIES = ANY.summary("+")
+_REVOKED = ANY.revoked
 _ALL_LINES = (
     _COORDINATOR_LINES,
+    _REVOKED,
     *_each(Kind.STATUS, Kind.INFO, Kind.HEARTBEAT, Kind.METRICS),
     _SUMMARIES,
 )
@@ -72,8 +87,9 @@ RULES = {
             *_each(Kind.TASK, Kind.STATUS, Kind.INFO),  # the last two only to clear them
             ANY.all_down(ClientId("+")),
             _SUMMARIES,
+            _REVOKED,
         ),
-        read=(ANY.control, _COORDINATOR_LINES, f"{ROOT}/+/client/#", _SUMMARIES),
+        read=(ANY.control, _COORDINATOR_LINES, f"{ROOT}/+/client/#", _SUMMARIES, _REVOKED),
     ),
     Role.CLIENT: Rule(
         publish=(
@@ -86,33 +102,24 @@ RULES = {
             _COORDINATOR_LINES,
             _CHUNKS_OF_MODELS,
             _SUMMARIES,
+            _REVOKED,
         ),
     ),
     Role.DASHBOARD: Rule(read=_ALL_LINES),
-    Role.OPERATOR: Rule(publish=(ANY.control,), read=_ALL_LINES),
+    Role.OPERATOR: Rule(
+        publish=(ANY.control, _REVOKED, ANY.enrol_answer("+")), read=(*_ALL_LINES, ANY.enrol_request("+"))
+    ),
+    Role.BROKER: Rule(read=(_REVOKED,)),
     Role.OBSERVER: Rule(read=_ALL_LINES),
+    Role.NEWCOMER: Rule(publish=(ANY.enrol_request(SELF),), read=(ANY.enrol_answer(SELF),)),
 }
 
 
-def role_of(client_id: str) -> Role:
-    """Say what a client id stands for."""
-    if client_id == COORDINATOR or (client_id.startswith(f"{COORDINATOR}-") and is_name(client_id)):
-        return Role.COORDINATOR
-    if client_id == OPERATOR or (client_id.startswith(f"{OPERATOR}-") and is_name(client_id)):
-        return Role.OPERATOR
-    if client_id.startswith(DASHBOARD) and is_name(client_id):
-        return Role.DASHBOARD
-    return Role.CLIENT if is_client_name(client_id) else Role.OBSERVER
-
-
-def user_of(client_id: str) -> str:
-    """Give the MQTT user name that belongs to a client id.
-
-    Mosquitto's rules go by user name and have no patterns for roles, so that all operators share one, and all
-    dashboards, and all coordinators: the second of them has to come in to hear of the first.
-    """
-    role = role_of(client_id)
-    return role.value if role in {Role.COORDINATOR, Role.OPERATOR, Role.DASHBOARD} else client_id
+def role_of(user: str) -> Role:
+    """Say what a user's name stands for."""
+    if user in {COORDINATOR, OPERATOR, DASHBOARD, BROKER}:
+        return Role(user)
+    return Role.CLIENT if is_client_name(user) else Role.OBSERVER
 
 
 def covers(allowed: str, requested: str) -> bool:
@@ -131,18 +138,19 @@ def covers(allowed: str, requested: str) -> bool:
     return len(wanted) == len(levels)
 
 
-def may(client_id: str, action: str, topic: str) -> bool:
-    """Say whether a client may publish to or receive from a topic, or subscribe to a filter."""
-    role = role_of(client_id)
+def may(role: Role, user: str, action: str, topic: str) -> bool:
+    """Say whether a user may publish to or receive from a topic, or subscribe to a filter."""
     if role is Role.OBSERVER:
         return _may_observe(action, topic)
+    if role is Role.DASHBOARD and action == Action.SUBSCRIBE:
+        return not topic.startswith("$")  # as observers: what it is sent is judged topic by topic
     rule = RULES[role]
     allowed = rule.publish if action == Action.PUBLISH else rule.read
-    return any(covers(row.replace(SELF, client_id), topic) for row in allowed)
+    return any(covers(row.replace(SELF, user), topic) for row in allowed)
 
 
 def _may_observe(action: str, topic: str) -> bool:
     if action == Action.SUBSCRIBE:
         return not topic.startswith("$")
     place = parse(topic)
-    return action == Action.RECEIVE and place is not None and place.kind in LINES
+    return action == Action.RECEIVE and place is not None and place.kind in LINES | {Kind.REVOKED}

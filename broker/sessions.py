@@ -14,6 +14,7 @@ from amqtt.session import Session
 
 from broker.bounds import Bounds
 from broker.connection import Connection
+from broker.gate import User
 from broker.packets import Buffer, Connect, build_publish
 
 PACKET_ID_MAX = 65535
@@ -25,6 +26,7 @@ _OF_THE_CONNECTION = (
     "remote_address",
     "remote_port",
     "ssl_object",
+    "user",
     "username",
     "will_flag",
     "will_message",
@@ -59,6 +61,7 @@ class ClientSession(Session):
             self.will_message = connect.will.payload
             self.will_qos = connect.will.qos
             self.will_retain = connect.will.retain
+        self.user: User  # set by whoever lets it in
         self.connection: Connection | None = None
         self.filters: set[str] = set()
         self.received: set[int] = set()  # ids of QoS 2 messages that were passed on and not yet released

@@ -48,9 +48,11 @@ def _json(value: object) -> object:
 
 
 def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise ValueError("give HOST:PORT, with a port of 1 to 65535")
+    scheme, _, rest = text.rpartition("://")
+    host, _, port = rest.rpartition(":")
+    is_port = port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535
+    if scheme not in {"", "mqtt", "mqtts"} or not host or not is_port:
+        raise ValueError("give HOST:PORT, mqtt://HOST:PORT or mqtts://HOST:PORT, with a port of 1 to 65535")
     return text
 
 
@@ -61,6 +63,7 @@ Brokers = Annotated[
     BeforeValidator(_listed),
     Field(min_length=1),
 ]
+Hosts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -133,7 +136,9 @@ class Run(Group):
         default=None,
         description="strategy: a built-in name or package.module:attribute; unset: fedavg, buffered fedbuff",
     )
-    codec: Literal["none", "fp16"] = Field(default="none", description="how updates become bytes")
+    codec: Literal["none", "fp16", "zstd", "fp16+zstd"] = Field(
+        default="none", description="how updates become bytes"
+    )
     cohort_size: int | None = Field(
         default=None,
         ge=1,
@@ -203,13 +208,27 @@ class Broker(Group):
     port: Port = Field(default=1883, description="port to listen on; 0: any free one")
     engine: Literal["amqtt", "mosquitto"] = Field(default="amqtt", description="which broker to run")
     ws_port: Port | None = Field(default=None, description="port for MQTT over WebSocket; unset: none")
+    tls: bool | None = Field(
+        default=None, description="mutual TLS; unset: unless only this machine can reach the address"
+    )
+    pairing_port: Port | None = Field(
+        default=None, description="with TLS: port for pairing; unset: the one after port, where pairing is on"
+    )
+    pairing: bool = Field(
+        default=True, description="with TLS: listen for newcomers who have no certificate yet"
+    )
+    insecure: bool = Field(default=False, description="do without TLS although others can reach the address")
+    hosts: Hosts = Field(
+        default=(), description="names and addresses that the broker is reached by, for its certificate"
+    )
 
 
 class Link(Group):
     """Where this part finds its broker."""
 
-    brokers: Brokers = Field(
-        default=("127.0.0.1:1883",), description="HOST:PORT of the brokers, tried in turn"
+    brokers: Brokers | None = Field(
+        default=None,
+        description="HOST:PORT of the brokers, tried in turn; unset: those of the pairing, else 127.0.0.1:1883",
     )
 
 
@@ -254,6 +273,12 @@ class Settings(Group):
     )
     state_dir: UserPath | None = Field(default=None, description="where this part keeps its state")
     keys_dir: UserPath | None = Field(default=None, description="where keys and certificates are")
+    key_type: Literal["rsa", "ed25519"] = Field(
+        default="rsa", description="kind of the keys that are made: rsa is RSA-2048 with PSS"
+    )
+    passphrase_file: UserPath | None = Field(
+        default=None, description="file that holds the passphrase of private keys; unset: they have none"
+    )
     data: Data = Data()
     model: Model = Model()
     training: Training = Training()

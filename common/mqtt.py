@@ -10,8 +10,10 @@ Nothing here relies on persistent sessions, order across a reconnect, or retain 
 """
 
 import asyncio
+import ipaddress
 import random
 import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,7 +27,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from common import limits, topics
 from common.bus import Arrived, BusEvent, LinkDown, LinkUp
-from common.errors import ConfigError, TransportError
+from common.errors import ConfigError, SignatureError, TransportError
+from common.tls import Tls
 
 _SUBSCRIPTION_REFUSED = 0x80
 _WHY = {130: "the broker sent what is not MQTT", 141: "the broker fell silent"}  # by paho's reason code
@@ -37,21 +40,42 @@ _MAY_FALL_OUT = topics.CHUNKS | {
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a broker listens."""
+    """Where a broker listens, and whether it speaks TLS there."""
 
     host: str
     port: int
+    tls: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read HOST:PORT. Raises: ConfigError."""
-        host, colon, port = text.rpartition(":")
-        if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise ConfigError(f"broker address {text!r} is not HOST:PORT")
-        return cls(host.removeprefix("[").removesuffix("]"), int(port))
+        """Read HOST:PORT, with TLS unless only this machine can be meant; mqtt:// and mqtts:// say it outright.
+
+        Raises: ConfigError.
+        """
+        scheme, _, rest = text.rpartition("://")
+        host, colon, port = rest.rpartition(":")
+        is_port = port.isascii() and port.isdigit() and 0 < int(port) < 65536
+        if scheme not in _SCHEMES or not (colon and host and is_port):
+            raise ConfigError(
+                f"broker address {text!r} is not HOST:PORT, mqtt://HOST:PORT or mqtts://HOST:PORT"
+            )
+        host = host.removeprefix("[").removesuffix("]")
+        tls = _SCHEMES[scheme]
+        return cls(host, int(port), not is_loopback(host) if tls is None else tls)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+_SCHEMES = {"": None, "mqtt": False, "mqtts": True}  # whether it is TLS; None: it depends
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +100,21 @@ class MqttLink:
         *,
         will: Will | None = None,
         username: str | None = None,
+        tls: Tls | None = None,
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        """`tls`: for the brokers that speak it; a link to one that does not never uses it."""
         if not brokers:
             raise ConfigError("no broker address is given")
         self.dropped = 0  # inbound messages that fell out of the full inbox
         self.epoch = 0
         self._brokers = tuple(brokers)
-        self._client_id, self._will, self._username = client_id, will, username
+        self._client_id, self._will, self._username, self._tls = client_id, will, username, tls
         self._jitter = jitter
         self._filters: dict[str, None] = {}  # in order
         self._inbox: asyncio.Queue[BusEvent] = asyncio.Queue()  # bounded by `_deliver`
         self._inbox_bytes = 0
+        self.certificate: bytes | None = None  # of the broker, DER, where it speaks TLS
         self._connection: _Connection | None = None
         self._up = False
         self._keeping: asyncio.Task[None] | None = None
@@ -179,12 +206,16 @@ class MqttLink:
 
     async def _live(self, address: Address) -> str:
         """Connect, subscribe, and stay until the connection is lost; say why it was."""
-        connection = _Connection(self._client_id, self._will, self._username, self._deliver)
+        tls = self._tls if address.tls else None
+        if address.tls and tls is None:
+            raise TransportError(f"{address} speaks TLS, and no certificate to show there is at hand")
+        connection = _Connection(self._client_id, self._will, self._username, tls, self._deliver)
         try:
             try:
                 async with asyncio.timeout(2 * limits.CONNECT_S):
                     await connection.open(address)
                     self._connection = connection
+                    self.certificate = connection.certificate
                     await self._subscribe_all(connection)
             except TimeoutError:
                 raise TransportError(f"{address} does not answer") from None
@@ -231,6 +262,7 @@ class _Connection:
         client_id: str,
         will: Will | None,
         username: str | None,
+        tls: Tls | None,
         deliver: Callable[[str, bytes, bool], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -242,6 +274,8 @@ class _Connection:
         self._tending: asyncio.TimerHandle | None = None
         self._reading = False
         self._deliver = deliver
+        self._tls = tls
+        self.certificate: bytes | None = None
         self._client = client = paho.Client(
             CallbackAPIVersion.VERSION2, client_id, protocol=paho.MQTTv311, reconnect_on_failure=False
         )
@@ -250,9 +284,12 @@ class _Connection:
         client.max_queued_messages_set(limits.QUEUED_MESSAGES_MAX)
         if username is not None:
             client.username_pw_set(username)
+        if tls is not None:
+            client.tls_set_context(tls.context)
+            client.tls_insecure_set(True)  # the host's name is not compared: `tls.check` looks at the role
         if will is not None:
             client.will_set(will.topic, will.payload, qos=1, retain=True)
-        client.on_socket_open = lambda _client, _data, sock: _tune(sock)
+        client.on_socket_open = lambda _client, _data, sock: self._opened(sock)
         client.on_connect = lambda _client, _data, _flags, code, _properties: self._welcomed(code)
         client.on_message = lambda _client, _data, message: self._arrived(message)
         client.on_publish = lambda _client, _data, mid, code, _properties: self._settle(mid, [code])
@@ -271,6 +308,12 @@ class _Connection:
             raise TransportError(f"the name {address.host!r} is not known to DNS") from None
         except TimeoutError:
             raise TransportError(f"{address} does not answer") from None
+        except SignatureError as error:
+            raise _RefusedError(f"{address} is not our broker: {error}") from None
+        except ssl.SSLCertVerificationError as error:
+            raise _RefusedError(f"{address} is not our broker: {error.verify_message}") from None
+        except ssl.SSLError as error:
+            raise _RefusedError(f"{address} and we do not agree on TLS: {error.reason}") from None
         except OSError as error:
             raise TransportError(f"{address}: {error.strerror or error}") from None
         client.on_socket_close = lambda _client, _data, sock: self._unwatch(sock)
@@ -328,11 +371,27 @@ class _Connection:
             self._unwatch(sock)
             sock.close()
 
+    def _opened(self, sock: "paho.SocketLike") -> None:
+        """Look at who answered, before anything is said."""
+        if self._tls is not None and isinstance(sock, ssl.SSLSocket):
+            self.certificate = sock.getpeercert(binary_form=True) or b""
+            self._tls.check(self.certificate)
+        _tune(sock)
+
     def read_on(self) -> None:
         sock = self._client.socket()
         if not self._reading and sock is not None:
             self._reading = True
-            self._loop.add_reader(sock, self._guarded, self._client.loop_read)
+            self._loop.add_reader(sock, self._guarded, self._read)
+            self._loop.call_soon(self._guarded, self._read)  # what TLS has decrypted wakes nobody
+
+    def _read(self) -> None:
+        """Take in packets for as long as there are some: the socket does not tell of what TLS has decrypted."""
+        while self._reading:
+            self._client.loop_read()
+            sock = self._client.socket()
+            if not isinstance(sock, ssl.SSLSocket) or not sock.pending():
+                return
 
     def read_later(self) -> None:
         sock = self._client.socket()

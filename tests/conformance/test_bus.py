@@ -6,13 +6,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from broker.engine import BrokerPolicy, running
-from broker.rules import user_of
 from common.bus import Arrived, LinkDown, LinkUp
 from common.errors import TransportError
 from common.ids import ClientId, FederationId
 from common.mqtt import Address, MqttLink, Will
 from common.topics import Kind, Topics
 from support.memory_bus import MemoryBroker, MemoryBus, matches
+from support.names import user_of
 from support.patience import within
 from support.proxy import Proxy
 from support.require import need

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import queue
-import re
 import signal
 import socket
 import subprocess
@@ -19,8 +19,8 @@ import websockets
 from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.engine import BrokerPolicy, Running, running
-from broker.rules import user_of
 from common.errors import ConfigError, TransportError
+from support.names import user_of
 from support.patience import within
 from support.raw_mqtt import Raw, connect
 from support.require import need
@@ -276,16 +276,22 @@ def test_without_mosquitto_it_says_what_to_install(monkeypatch, tmp_path):
     asyncio.run(main())
 
 
-def start(engine: str, *words: str) -> tuple[subprocess.Popen[str], int]:
-    command = [sys.executable, "-m", "broker", "--engine", engine, "--port", "0", *words]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    found = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\n", process.stdout.readline())
-    return process, int(found[1])
+def environment(tmp_path: Path, engine: str, port: int) -> dict[str, str]:
+    own = {"FEDMQ_BROKER__ENGINE": engine, "FEDMQ_BROKER__PORT": str(port), "FEDMQ_STATE_DIR": str(tmp_path)}
+    return {**os.environ, **own}
+
+
+def start(engine: str, tmp_path: Path) -> tuple[subprocess.Popen[str], int]:
+    command = [sys.executable, "-m", "broker"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment(tmp_path, engine, 0)
+    )
+    return process, json.loads(process.stdout.readline())["port"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_program_says_where_it_listens_and_stops_when_told(engine, number):
-    process, port = start(engine)
+def test_the_program_says_where_it_listens_and_stops_when_told(engine, number, tmp_path):
+    process, port = start(engine, tmp_path)
     with process:
         with socket.create_connection(("127.0.0.1", port)):
             process.send_signal(number)
@@ -293,9 +299,9 @@ def test_the_program_says_where_it_listens_and_stops_when_told(engine, number):
         assert process.stdout.read() == ""
 
 
-def test_mosquitto_does_not_outlive_a_parent_that_is_killed():
+def test_mosquitto_does_not_outlive_a_parent_that_is_killed(tmp_path):
     need("mosquitto")
-    process, _ = start("mosquitto")
+    process, _ = start("mosquitto", tmp_path)
     with process:
         (child,) = psutil.Process(process.pid).children()
         assert child.name() == "mosquitto"
@@ -305,9 +311,10 @@ def test_mosquitto_does_not_outlive_a_parent_that_is_killed():
         assert not alive
 
 
-def test_the_program_says_who_holds_its_port():
+def test_the_program_says_who_holds_its_port(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as holder:
-        command = [sys.executable, "-m", "broker", "--port", str(holder.getsockname()[1])]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        own = environment(tmp_path, "amqtt", holder.getsockname()[1])
+        command = [sys.executable, "-m", "broker"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=own)
     assert result.returncode == TransportError.exit_code
     assert f"(pid {os.getpid()})" in result.stderr

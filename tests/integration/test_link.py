@@ -51,17 +51,22 @@ def nobody():
 @pytest.mark.parametrize(
     ("text", "address"),
     [
-        ("broker:1883", Address("broker", 1883)),
-        ("10.0.0.1:8883", Address("10.0.0.1", 8883)),
+        ("broker:1883", Address("broker", 1883, tls=True)),
+        ("10.0.0.1:8883", Address("10.0.0.1", 8883, tls=True)),
         ("[::1]:1883", Address("::1", 1883)),
+        ("localhost:1883", Address("localhost", 1883)),
+        ("mqtts://127.0.0.1:1883", Address("127.0.0.1", 1883, tls=True)),
+        ("mqtt://10.0.0.1:1883", Address("10.0.0.1", 1883)),
     ],
 )
-def test_an_address_is_host_and_port(text, address):
+def test_an_address_is_host_and_port_with_tls_unless_it_is_this_machine(text, address):
     assert Address.parse(text) == address
-    assert str(address) == text
+    assert str(address) == text.rpartition("/")[2]
 
 
-@pytest.mark.parametrize("text", ["", "broker", "broker:", ":1883", "broker:0", "broker:65536", "broker:x"])
+@pytest.mark.parametrize(
+    "text", ["", "broker", "broker:", ":1883", "broker:0", "broker:65536", "broker:x", "http://broker:1"]
+)
 def test_anything_else_is_no_address(text):
     with pytest.raises(ConfigError, match="HOST:PORT"):
         Address.parse(text)

@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager, suppress
 
 import msgspec
 
-from broker.rules import user_of
 from common import topics
 from common.blobs import BlobStore
 from common.bus import Arrived, LinkDown, LinkUp
@@ -15,6 +14,7 @@ from common.ids import COORDINATOR, ClientId, FederationId
 from common.messages import Done, Manifest, Unavailable, Want
 from common.mqtt import Address, MqttLink
 from common.topics import Kind, Topics
+from support.names import user_of
 
 LAB = Topics(FederationId("lab"))
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 from dataclasses import dataclass
 from typing import ClassVar
@@ -98,20 +99,35 @@ class Raw:
             await cls._opened.pop().vanish()
 
     @classmethod
-    async def open(cls, port: int, *, receive_bytes: int | None = None) -> "Raw":
+    async def open(
+        cls, port: int, *, receive_bytes: int | None = None, tls: ssl.SSLContext | None = None
+    ) -> "Raw":
         """Connect a socket; with a small buffer for receiving, if the test is about not receiving."""
         sock = socket.socket()
         if receive_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
         limit = 2**16 if receive_bytes is None else receive_bytes
-        return cls(*await asyncio.open_connection(sock=sock, limit=limit))
+        hello = {} if tls is None else {"ssl": tls, "server_hostname": ""}
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+            return cls(*await asyncio.open_connection(sock=sock, limit=limit, **hello))
+        except OSError:
+            sock.close()
+            raise
 
     @classmethod
-    async def connected(cls, port: int, client_id: str, *, receive_bytes: int | None = None, **how) -> "Raw":
+    async def connected(
+        cls,
+        port: int,
+        client_id: str,
+        *,
+        receive_bytes: int | None = None,
+        tls: ssl.SSLContext | None = None,
+        **how,
+    ) -> "Raw":
         """Connect as an MQTT client and expect to be let in."""
-        raw = await cls.open(port, receive_bytes=receive_bytes)
+        raw = await cls.open(port, receive_bytes=receive_bytes, tls=tls)
         code = await raw.introduce(connect(client_id, **how))
         assert code == 0, code
         return raw

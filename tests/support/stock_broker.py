@@ -43,8 +43,8 @@ async def stock_broker() -> Broker:
             },
             "session_expiry_interval": 3600,
             "plugins": {
-                "broker.plugins.RulesAuth": {"observers": True},
-                "broker.plugins.RulesTopics": {},
+                "support.stock_plugins.RulesAuth": {"observers": True},
+                "support.stock_plugins.RulesTopics": {},
             },
         }
     )

@@ -4,44 +4,16 @@ import asyncio
 
 from broker.bounds import Bounds
 from broker.connection import Connection
+from broker.gate import User
 from broker.hardened import HardenedBroker
 from broker.packets import Connect, Framer, Packet, parse_publish
+from broker.rules import Role
 from broker.sessions import ClientSession, Outgoing
+from support.list_wire import ListWire
 from support.patience import within
 from support.raw_mqtt import packet
 
 IDLE_S = 0.2
-
-
-class ListWire:
-    """Takes what is written while it is `open`, and keeps the rest unsent."""
-
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
-        self.unsent = 0
-        self.reads = True
-        self.aborted = self.closed = False
-
-    def write(self, data):
-        self.written.append(bytes(data))
-
-    def close(self):
-        self.closed = True
-
-    def abort(self):
-        self.aborted = True
-
-    def pause_reading(self):
-        self.reads = False
-
-    def resume_reading(self):
-        self.reads = True
-
-    def get_write_buffer_size(self):
-        return self.unsent
-
-    def get_extra_info(self, name):
-        return None
 
 
 def on_a_wire(story, bounds=None):
@@ -76,7 +48,7 @@ def test_a_full_inbox_pauses_reading_until_it_has_been_emptied():
 
 def test_a_peer_that_was_not_listened_to_was_not_silent():
     async def story(connection, wire):
-        connection.accept(IDLE_S)
+        connection.accept(IDLE_S, 100)
         connection.feed(packet(0x30, b"1"))
         await asyncio.sleep(2.7 * IDLE_S)
         assert not wire.aborted
@@ -92,7 +64,7 @@ def test_a_peer_that_was_not_listened_to_was_not_silent():
 
 def test_a_peer_that_takes_nothing_is_cut_off_though_it_talks():
     async def story(connection, wire):
-        connection.accept(IDLE_S)
+        connection.accept(IDLE_S, 100)
         connection.send(b"x" * 100)
         wire.unsent = 100
         for _ in range(12):
@@ -106,7 +78,7 @@ def test_a_peer_that_takes_nothing_is_cut_off_though_it_talks():
 
 def test_a_peer_that_takes_a_little_is_borne():
     async def story(connection, wire):
-        connection.accept(IDLE_S)
+        connection.accept(IDLE_S, 100)
         connection.send(b"x" * 100)
         for unsent in range(100, 88, -1):
             wire.unsent = unsent
@@ -270,10 +242,12 @@ def test_packet_ids_go_round_and_pass_over_those_in_use():
 def test_a_renewed_session_has_the_certificate_of_its_new_connection():
     async def story(connection, wire):
         old, new = new_session(), new_session(clean=True)
+        new.user = User("c1", Role.CLIENT, serial=7)
         new.ssl_object, new.username, new.remote_port, new.will_retain = "new", "c1", 7, True
         old.renew(new)
         assert (old.ssl_object, old.username, old.remote_port, old.will_retain) == ("new", "c1", 7, True)
         assert old.clean_session
+        assert old.user == new.user
 
     on_a_wire(story)
 

@@ -1,4 +1,4 @@
-"""amqtt's plugins for authentication and topics: they ask `broker.rules`. Neither ever raises."""
+"""amqtt's plugins for authentication and topics, for the stock broker: the rules that the hardened one asks itself."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,17 @@ from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
 
 from broker import rules
+from broker.gate import Entrance, Gate, User
+
+
+def user(session: Session, *, observers: bool = True) -> User | None:
+    return Gate(observers=observers).enter(
+        Entrance.PLAIN, session.client_id or "", session.username or None, None
+    )
 
 
 class RulesAuth(BaseAuthPlugin):
-    """Who may come in: a client id with no user name, or with the one that belongs to it."""
+    """Who may come in."""
 
     @dataclass
     class Config:
@@ -19,10 +26,7 @@ class RulesAuth(BaseAuthPlugin):
         observers: bool = False
 
     async def authenticate(self, *, session: Session) -> bool:
-        client_id = session.client_id or ""
-        if rules.role_of(client_id) is rules.Role.OBSERVER:
-            return bool(self.config.observers)
-        return session.username in {None, "", client_id, rules.user_of(client_id)}
+        return user(session, observers=self.config.observers) is not None
 
 
 class RulesTopics(BaseTopicPlugin):
@@ -33,4 +37,5 @@ class RulesTopics(BaseTopicPlugin):
     ) -> bool:
         if session is None or topic is None or action is None:
             return False
-        return rules.may(session.client_id or "", action, topic)
+        known = user(session)
+        return known is not None and rules.may(known.role, known.name, action, topic)
