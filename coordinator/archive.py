@@ -8,7 +8,7 @@ the ledger in one transaction with what it tells. 3. Whatever raises a StorageEr
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,13 +143,17 @@ class Archive:
     def _snapshot(self, unfinished: Unfinished) -> Snapshot:
         return msgspec.json.decode(unfinished.snapshot, type=Snapshot)
 
-    def resumed(self, unfinished: Unfinished) -> Resumed:
-        """Say from what a run goes on."""
+    def resumed(
+        self, unfinished: Unfinished, barred: Callable[[Offered], Reason | None] = lambda _: None
+    ) -> Resumed:
+        """Say from what a run goes on; `barred`: why an update that was taken counts no more, if it does not."""
         run = unfinished.run
         snapshot = self._snapshot(unfinished)
         for offer in self.ledger.waiting(run):
-            if not self._store.has(offer.delta):  # the disk lost it, and its client has not got it any more
-                self.ledger.revoke(offer, Reason.DISK)
+            # What the disk lost its client has not got any more either.
+            reason = barred(offer) if self._store.has(offer.delta) else Reason.DISK
+            if reason is not None:
+                self.ledger.revoke(offer, reason)
         return Resumed(
             snapshot,
             tuple(self.ledger.waiting(run)),

@@ -1,17 +1,19 @@
 """Puts a coordinator together from settings, and runs it."""
 
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from common import datasets, evaluation, files, log, models, parts, stopping
+from common import datasets, evaluation, files, identity, log, models, parts, stopping, voice
 from common.errors import ConfigError, NotFoundError
 from common.evaluation import Scores
 from common.identity import Role
 from common.ids import COORDINATOR
 from common.messages import Plan
+from common.revocations import Revocations
 from common.settings import Settings
 from common.tensors import Vector
 from coordinator import resuming, strategies
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 logger = log.logger(__name__)
+NUMBER = "number"  # the fact: where the next start may begin to count what it says
 
 
 async def serve(
@@ -91,7 +94,10 @@ def assembled(
     spec = parts.data_spec(settings)
     shape, classes = datasets.describe(spec)
     module = models.build(settings.model.name, shape, classes, seed=settings.seed, **settings.model.options)
-    ours = parts.assemble(settings, Role.COORDINATOR, COORDINATOR)
+    first, reserved = voice.reserve(ledger.fact(NUMBER))
+    ledger.set_fact(NUMBER, reserved)
+    _renewed_revocations(settings)
+    ours = parts.assemble(settings, Role.COORDINATOR, COORDINATOR, first=first)
     terms = Terms(
         settings=resuming.written(settings),
         config=parts.shown(settings),
@@ -118,7 +124,20 @@ def assembled(
         evaluate=_evaluator(module, spec, settings.training.device),
         report=report,
         unfinished=unfinished,
+        renewed=functools.partial(_renewed_revocations, settings),
     )
+
+
+def _renewed_revocations(settings: Settings) -> Revocations | None:
+    """Let the root take back what was to be valid until now, where its key is at hand; give the list in force."""
+    directory, passphrase = parts.keys_dir(settings), parts.passphrase(settings)
+    try:
+        return identity.refresh_revocations(directory, passphrase)
+    except (
+        ConfigError
+    ) as error:  # the root's key may have a passphrase of its own, or the directory be read-only
+        logger.warning("revocations.unsigned", extra=log.facts(why=str(error)))
+        return None
 
 
 def _evaluator(

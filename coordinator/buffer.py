@@ -9,9 +9,11 @@ wait on the shelf, and as soon as `size` are there they are merged. A round is o
 with its merge. Events and effects are those of `run`; one driver moves either machine.
 Laws: 1. A client answers once from a version, and is not asked from it again; while it is at work it gets nothing
 newer, so that a slow one comes to an end, unless its base has become too stale. 2. An update that was taken is
-merged once, or revoked when the run ends. 3. The shelf goes on filling while a merge, or its evaluation, is under
-way; clients then wait for what comes of it. 4. A round's number is never used twice; `ABANDONED_MAX` failed merges
-in a row end the run. 5. `Resumed` repeats the merge that was under way, and asks nobody whose answer is known.
+merged once, or revoked when the run ends or its client is expelled; what was being merged then counts if a model comes
+of that merge. 3. The shelf goes on filling while a merge, or its
+evaluation, is under way; clients then wait for what comes of it. 4. A round's number is never used twice;
+`ABANDONED_MAX` failed merges in a row end the run. 5. `Resumed` repeats the merge that was under way, and asks nobody
+whose answer is known.
 Not here: what became of updates that were merged earlier (`ledger`).
 """
 
@@ -29,6 +31,7 @@ from coordinator.round import (
     ClientDeclined,
     ClientLeft,
     Counted,
+    Expelled,
     Forgo,
     Judge,
     Merge,
@@ -36,6 +39,7 @@ from coordinator.round import (
     MergeFailed,
     Offered,
     Received,
+    Revoke,
     Unfetched,
 )
 from coordinator.round import Phase as RoundPhase
@@ -51,7 +55,6 @@ from coordinator.run import (
     Release,
     Remember,
     Resumed,
-    Revoke,
     RunEffect,
     RunEvent,
     RunPolicy,
@@ -101,6 +104,7 @@ class BufferMachine:
     answers: dict[Digest, dict[ClientId, Answer]] = field(default_factory=dict)  # to each of these releases
     shelf: Shelf = field(init=False)
     merging: tuple[Offered, ...] = ()  # in order
+    expelled: dict[ClientId, Reason] = field(default_factory=dict)  # while its update was being merged
     refusals: dict[ClientId, Reason] = field(default_factory=dict)  # since the last round ended
     declined: set[ClientId] = field(default_factory=set)  # in this round, from the version of now
     stopping: bool = False  # with the open round
@@ -175,6 +179,8 @@ class BufferMachine:
                 self.here.discard(client)
                 self.at_work.pop(client, None)
                 yield from self._go_on(now)
+            case Expelled(client, reason):
+                yield from self._expelled(client, reason, now)
             case Offered():
                 yield from self._offered(event, now)
             case Received():
@@ -377,7 +383,11 @@ class BufferMachine:
     def _merge_failed(self, why: str, now: Seconds) -> Effects:
         if self.phase is Phase.ROUND and self.merging:
             for offer in self.merging:
-                self.shelf.keep(offer, taken=True)
+                if reason := self.expelled.get(offer.client):
+                    self.answers[Digest(offer.update.base)][offer.client] = Judge(offer, reason)
+                    yield Revoke(offer, reason)
+                else:
+                    self.shelf.keep(offer, taken=True)
             yield from self._abandon(why, now)
 
     def _abandon(self, why: str, now: Seconds) -> Effects:
@@ -395,6 +405,7 @@ class BufferMachine:
         assert self.base is not None
         assert base is not None
         self.phase, self.merging = Phase.EVALUATING, ()
+        self.expelled.clear()
         refusals, self.refusals = tuple(sorted(self.refusals.items())), {}
         why = "" if committed else self.last_why
         yield CloseRound(
@@ -423,6 +434,9 @@ class BufferMachine:
         elif offer.client not in release.asked:
             yield Judge(offer, Reason.NOT_INVITED)
         elif answer := self._told(offer):
+            if answer.refused is not Reason.EQUIVOCATION:  # that of one who declined first is settled too
+                self.answers[release.base][offer.client] = answer
+                self.declined.discard(offer.client)
             yield answer
         elif self.shelf.knows(offer.client, offer.update.base):
             yield from self._judge(self.shelf.offer(offer), now)
@@ -457,6 +471,22 @@ class BufferMachine:
             yield effect
             if isinstance(effect, Judge) and effect.refused is not Reason.EQUIVOCATION:
                 yield from self._answered(effect.offer.client, effect.offer.update.base, effect, now)
+
+    def _expelled(self, client: ClientId, reason: Reason, now: Seconds) -> Effects:
+        """Let nothing of a client count any more, but for what is being merged, if a model comes of that."""
+        self.here.discard(client)
+        if any(offer.client == client for offer in self.merging):
+            self.expelled[client] = reason
+        work = self.at_work.pop(client, None)
+        ended = tuple(self.shelf.expel(client, reason))
+        for effect in ended:
+            self.answers[Digest(effect.offer.update.base)][client] = Judge(effect.offer, reason)
+            yield effect
+        if ended or work is not None:
+            self.refusals[client] = reason
+        if work is not None:
+            yield Forgo(client)
+        yield from self._go_on(now)
 
     def _declined(self, event: ClientDeclined, now: Seconds) -> Effects:
         """Wait no longer for an update, unless it is on its way, or the client is at work from another base by now."""

@@ -23,8 +23,7 @@ from common.messages import Done, Message, Reason, Unavailable, Verdict, Want
 from common.parts import Parts
 from coordinator.ledger import Ledger, Settled
 from coordinator.model import GlobalModel
-from coordinator.round import Judge, Offered, Received, Unfetched
-from coordinator.run import Revoke
+from coordinator.round import Judge, Offered, Received, Revoke, Unfetched
 
 logger = log.logger(__name__)
 
@@ -143,11 +142,16 @@ class Exchange:
     async def settle(self, judged: Judge) -> None:
         """Write a verdict down, then tell it; what stands already stands."""
         offer = judged.offer
-        settled = Settled(judged.refused, judged.detail, judged.late)
+        key, settled = (offer.client, offer.delta), Settled(judged.refused, judged.detail, judged.late)
         async with self._changing:
             stands = await self._durably(self._ledger.settle, offer, settled)
-            self._coming.pop((offer.client, offer.delta), None)
-        if stands.refused:
+            coming = self._coming.get(key)
+            if coming is not None and coming.base == offer.update.base:
+                del self._coming[key]
+        if stands.refused and coming is not None and coming.base == offer.update.base:
+            coming.task.cancel()  # its client may have been expelled before it had sent all
+            self._crew.spawn(self._clear_up(coming.task, offer.delta))
+        elif stands.refused:
             self._crew.spawn(self.discard(offer.delta))
         self._crew.spawn(self.answer(offer.client, offer, stands))
 

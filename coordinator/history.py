@@ -9,8 +9,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 
-from cryptography import x509
-
 from common import certificates, codec, envelope, limits
 from common.certificates import Peer, Role, Root
 from common.errors import DecodeError, SignatureError, WireError
@@ -262,10 +260,7 @@ class History:
 
     def _vouched(self, certificate_der: bytes, role: Role) -> Peer:
         """Check a certificate as of a day when it was valid. Raises: SignatureError."""
-        try:
-            certificate = x509.load_der_x509_certificate(certificate_der)
-        except ValueError:
-            raise SignatureError("this is no certificate") from None
+        certificate = certificates.read(certificate_der)
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         peer = certificates.check(self._root, certificate_der, min(max(self._now, start), end))
         if peer.role is not role:

@@ -53,6 +53,9 @@ CREATE TABLE IF NOT EXISTS declined (
 CREATE TABLE IF NOT EXISTS line (
   run TEXT NOT NULL, number INTEGER NOT NULL, text BLOB NOT NULL, PRIMARY KEY (run, number));
 CREATE TABLE IF NOT EXISTS certificate (kid BLOB PRIMARY KEY, der BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS release (
+  version INTEGER PRIMARY KEY, run TEXT NOT NULL, model TEXT NOT NULL, previous TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS excluded (client TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS client (
   id TEXT PRIMARY KEY, boot TEXT NOT NULL DEFAULT '', info BLOB, here INTEGER NOT NULL DEFAULT 0);
 """
@@ -96,6 +99,14 @@ class Unfinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Released:
+    """A model's place among all that this coordinator ever made."""
+
+    version: int
+    previous: str  # digest of the model before it; empty: there was none
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """A client that was here before."""
 
@@ -127,6 +138,16 @@ class Ledger:
             epoch = max(int(found[0]) + 1 if found else 1, at_least)
             rows.execute("INSERT OR REPLACE INTO fact VALUES ('epoch', ?)", (str(epoch),))
         return epoch
+
+    def fact(self, name: str) -> str | None:
+        """Read what was noted down under a name."""
+        found = self._database.rows("SELECT value FROM fact WHERE name = ?", name)
+        return str(found[0][0]) if found else None
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Note something down under a name."""
+        with self._database.transaction() as rows:
+            rows.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
 
     def take_over(self, boot: Boot) -> Boot | None:
         """Remember our own start; returns the one before."""
@@ -163,6 +184,17 @@ class Ledger:
             )
             _add_line(rows, run, ended.line, ended.told)
             rows.execute("UPDATE run SET snapshot = ? WHERE id = ?", (snapshot, run))
+
+    def release(self, run: RunId, model: Digest) -> Released:
+        """Number the model of now: a new one gets a higher number than all before it, whichever run they are of."""
+        with self._database.transaction() as rows:
+            last = rows.execute(
+                "SELECT version, run, model, previous FROM release ORDER BY version DESC LIMIT 1"
+            ).fetchone() or (0, "", "", "")
+            if last[1:3] != (run, model):
+                last = (last[0] + 1, run, model, last[2])
+                rows.execute("INSERT INTO release VALUES (?, ?, ?, ?)", last)
+        return Released(last[0], last[3])
 
     def add_line(self, run: RunId, line: bytes) -> None:
         """Add a line to a run's transcript."""
@@ -388,6 +420,20 @@ class Ledger:
             )
             certificate = base64.b64decode(info.certificate)
             rows.execute("INSERT OR IGNORE INTO certificate VALUES (?, ?)", (kid, certificate))
+
+    def exclude(self, client: ClientId) -> None:
+        """Let a client take part no more, until it is admitted."""
+        with self._database.transaction() as rows:
+            rows.execute("INSERT OR IGNORE INTO excluded VALUES (?)", (client,))
+
+    def admit(self, client: ClientId) -> None:
+        """Let a client take part that was excluded."""
+        with self._database.transaction() as rows:
+            rows.execute("DELETE FROM excluded WHERE client = ?", (client,))
+
+    def excluded(self) -> set[ClientId]:
+        """List who was excluded."""
+        return {ClientId(client) for (client,) in self._database.rows("SELECT client FROM excluded")}
 
     def certificates(self, kids: Iterable[bytes]) -> dict[str, bytes]:
         """Read the certificates, DER, of these keys, as far as they were ever heard; by the kid in hex."""

@@ -1,12 +1,14 @@
 """What the coordinator says to everybody: signed lines on its topics, retained where a latecomer needs them."""
 
 import base64
+from contextlib import suppress
 
 from msgspec.structs import replace
 
 from common.bus import Bus
 from common.errors import TransportError
 from common.ids import RunId
+from common.ingress import Refused
 from common.messages import (
     Answer,
     ConfigLine,
@@ -14,11 +16,13 @@ from common.messages import (
     Metrics,
     ModelLine,
     Presence,
+    Refusal,
     RoundState,
     Summary,
 )
 from common.topics import Kind
 from common.voice import Voice
+from coordinator.ledger import Released
 from coordinator.model import GlobalModel
 
 SUMMARIES_KEPT = 20  # of the newest rounds; older ones are cleared from the broker
@@ -46,7 +50,17 @@ class Notices:
         """Say how far the run is."""
         await self._show(Kind.COORDINATOR_ROUND, state)
 
-    async def model(self, model: GlobalModel, run: RunId, number: int) -> None:
+    async def revoked(self, pem: bytes) -> None:
+        """Say whose certificates count no more: the root's own words."""
+        with suppress(TransportError):  # said again when the link is back
+            await self._bus.publish(self._voice.topics.revoked, pem, retain=True)
+
+    async def refused(self, refused: Refused) -> None:
+        """Say what was not let in."""
+        line = Refusal(topic=refused.topic, reason=refused.reason, detail=refused.detail, count=refused.count)
+        await self._show(Kind.COORDINATOR_METRICS, line, retain=False)
+
+    async def model(self, model: GlobalModel, run: RunId, number: int, released: Released) -> None:
         """Say which model is the global one; whoever lacks it asks for its chunks."""
         manifest = model.manifest
         line = ModelLine(
@@ -59,6 +73,9 @@ class Notices:
             codec=manifest.codec,
             schema=manifest.schema,
             tensors=model.schema.to_wire(),
+            version=released.version,
+            previous=released.previous,
+            epoch=self._voice.epoch,
         )
         await self._show(Kind.COORDINATOR_MODEL, line)
 

@@ -7,8 +7,9 @@ Source: Bonawitz et al. 2019, §2.2 (arXiv:1902.01046); there is no selection ph
 and the task is the invitation.
 Laws: 1. Every offered update gets a fetch or a verdict, in every phase. 2. The same update twice gets the
 same answer and counts once; another update of the same client is an equivocation, and the first one wins. 3.
-What was taken stays, and is in the next round from this base if this one comes to nothing.
-4. The merge sees the updates in sorted order of their clients: floating-point order is part of the result.
+What was taken stays, and is in the next round from this base if this one comes to nothing; only who is expelled before
+the merge begins loses it. 4. The merge sees the updates in sorted order of their clients: floating-point order is part
+of the result.
 Not here: updates that come when the round is merging or over (`shelf`, by way of `run`).
 """
 
@@ -83,6 +84,14 @@ class ClientLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class Expelled:
+    """A client may not take part any more, and nothing of it that was not merged counts."""
+
+    client: ClientId
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class ClientCame:
     """A client is here, or here anew: what it had begun may be gone."""
 
@@ -115,6 +124,7 @@ RoundEvent = (
     | Unfetched
     | ClientDeclined
     | ClientLeft
+    | Expelled
     | ClientCame
     | Merged
     | MergeFailed
@@ -150,6 +160,14 @@ class Judge:
 
 
 @dataclass(frozen=True, slots=True)
+class Revoke:
+    """An update that was taken does not count after all: settle that, and tell its client."""
+
+    offer: Offered
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class Counted:
     """An update in an aggregate."""
 
@@ -180,7 +198,7 @@ class Close:
     why: str = ""
 
 
-RoundEffect = Assign | Fetch | Judge | Forgo | Merge | Close
+RoundEffect = Assign | Fetch | Judge | Revoke | Forgo | Merge | Close
 
 # --- the machine ----------------------------------------------------------------------------------
 
@@ -325,6 +343,20 @@ class RoundMachine:
             self.standing[event.client] = Standing.AWAY
             yield from self._go_on_if_complete()
 
+    def _expelled(self, event: Expelled, now: Seconds) -> Effects:
+        standing, offer = self.standing.get(event.client), self.offers.get(event.client)
+        if standing is None or standing is Standing.REFUSED:
+            return
+        self._refuse(event.client, event.reason)
+        if standing is Standing.TAKEN:
+            assert offer is not None
+            yield Revoke(offer, event.reason)
+        elif standing is Standing.FETCHING:
+            assert offer is not None
+            yield Judge(offer, event.reason)
+        yield Forgo(event.client)
+        yield from self._go_on_if_complete()
+
     def _came(self, event: ClientCame, now: Seconds) -> Effects:
         if self.standing.get(event.client) in {Standing.ASKED, Standing.FETCHING, Standing.AWAY}:
             self.standing[event.client] = Standing.ASKED
@@ -396,6 +428,7 @@ class RoundMachine:
         (Phase.REPORTING, Unfetched): _unfetched,
         (Phase.REPORTING, ClientDeclined): _declined,
         (Phase.REPORTING, ClientLeft): _left,
+        (Phase.REPORTING, Expelled): _expelled,
         (Phase.REPORTING, ClientCame): _came,
         (Phase.REPORTING, Tick): _deadline,
         (Phase.REPORTING, Halted): _halt,

@@ -10,7 +10,8 @@ try, and `Merge`, which takes along what waits on the shelf.
 Laws: 1. A round's number is never used twice. 2. A deadline is patience x the slowest answer of the last
 round, never below a floor; before anything was observed, a fixed one; a round that somebody missed never
 shortens it. 3. `ABANDONED_MAX` abandoned rounds in a row end the run. 4. An update that was taken is merged
-once: with its round, with a later one, or it is revoked when the run ends. 5. `Resumed` with what was on disk
+once: with its round, with a later one, or it is revoked when the run ends or its client is expelled; what was being
+merged then counts if a model comes of that merge. 5. `Resumed` with what was on disk
 goes on as if nothing had happened, but that the open round's deadline starts anew.
 """
 
@@ -31,6 +32,7 @@ from coordinator.round import (
     ClientLeft,
     Close,
     Counted,
+    Expelled,
     Fetch,
     Forgo,
     Halted,
@@ -40,6 +42,7 @@ from coordinator.round import (
     MergeFailed,
     Offered,
     Received,
+    Revoke,
     RoundMachine,
     RoundPolicy,
     Standing,
@@ -126,6 +129,7 @@ RunEvent = (
     | Unfetched
     | ClientDeclined
     | ClientLeft
+    | Expelled
     | ClientCame
     | Merged
     | MergeFailed
@@ -140,14 +144,6 @@ class Remember:
     """Write the run to disk, before what follows."""
 
     snapshot: Snapshot
-
-
-@dataclass(frozen=True, slots=True)
-class Revoke:
-    """An update that was taken does not count after all: settle that, and tell its client."""
-
-    offer: Offered
-    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +251,7 @@ class RunMachine:
     releases: dict[Digest, Release] = field(default_factory=dict)  # the newest STALENESS_MAX + 1
     shelf: Shelf = field(default_factory=lambda: Shelf(LATE_PER_CLIENT_MAX))
     merging: tuple[Offered, ...] = ()  # in order
+    expelled: dict[ClientId, Reason] = field(default_factory=dict)  # while its update was being merged
     spent: dict[ClientId, Reason] = field(default_factory=dict)  # whose one update from this base was refused
     first: bool = True  # the run's first round is still to come
     stopping: bool = False  # with the open round
@@ -322,6 +319,9 @@ class RunMachine:
             case ClientLeft(client):
                 self.here.discard(client)
                 yield from self._in_round(event, now)
+            case Expelled():
+                yield from self._expelled(event)
+                yield from self._in_round(event, now)
             case _:
                 yield from self._heard(event, now)
 
@@ -330,7 +330,10 @@ class RunMachine:
             case Offered():
                 yield from self._offered(event, now)
             case Received() if self.shelf.awaits(event.client, event.delta):
-                yield from self.shelf.received(event)
+                for effect in self.shelf.received(event):
+                    if isinstance(effect, Judge) and effect.refused and effect.offer.update.base == self.base:
+                        self.spent[event.client] = effect.refused
+                    yield effect
             case Unfetched() if self.shelf.awaits(event.client, event.delta):
                 self.shelf.unfetched(event)
             case ClientDeclined(_, number, _) if number != self.number:
@@ -425,6 +428,21 @@ class RunMachine:
                 yield Forgo(entry.offer.client)
         yield EndRun(self.base, self.committed, self.committed >= self.rounds, why)
 
+    def _expelled(self, event: Expelled) -> Effects:
+        """Let nothing of a client count any more, but for what is being merged, if a model comes of that."""
+        self.here.discard(event.client)
+        if any(offer.client == event.client for offer in self.merging):
+            self.expelled[event.client] = event.reason
+        for effect in self.shelf.expel(event.client, event.reason):
+            if effect.offer.update.base == self.base:
+                self.spent[event.client] = event.reason
+            yield effect
+
+    def _revoke(self, offer: Offered, reason: Reason) -> Effects:
+        if offer.update.base == self.base:
+            self.spent[offer.client] = reason
+        yield Revoke(offer, reason)
+
     # --- its rounds -----------------------------------------------------------------------------------
 
     def _open_or_gather(self, now: Seconds) -> Effects:
@@ -496,9 +514,11 @@ class RunMachine:
     def _let_go(self, client: ClientId) -> Effects:
         """Go on without a client; if its update can count later, leave it at work."""
         assert self.round is not None
-        if self.policy.late is Late.REFUSE or not self._will_merge():
+        standing = self.round.standing[client]
+        is_expelled = standing is Standing.REFUSED
+        if is_expelled or self.policy.late is Late.REFUSE or not self._will_merge():
             yield Forgo(client)
-        elif self.round.standing[client] is Standing.FETCHING:
+        elif standing is Standing.FETCHING:
             self.shelf.keep(self.round.offers[client], taken=False)
 
     def _counted(self) -> tuple[Counted, ...]:
@@ -525,8 +545,12 @@ class RunMachine:
             refused = self.round.refusals.items()
             self.spent |= {client: reason for client, reason in refused if client in self.round.offers}
             for offer in self.merging or self.round.taken():
-                self.shelf.keep(offer, taken=True)
+                if reason := self.expelled.get(offer.client):
+                    yield from self._revoke(offer, reason)
+                else:
+                    self.shelf.keep(offer, taken=True)
         self.phase, self.merging = Phase.EVALUATING, ()
+        self.expelled.clear()
         yield CloseRound(
             self.number,
             close.committed,

@@ -13,14 +13,13 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from msgspec.structs import asdict, replace
 
-from common import log
+from common import envelope, identity, limits, log
 from common.bus import Arrived, LinkDown, LinkUp
 from common.crew import Crew, in_background
 from common.driver import drive
@@ -28,6 +27,7 @@ from common.durably import Durably
 from common.errors import (
     DamagedError,
     FedmqError,
+    RevokedError,
     RivalError,
     SignatureError,
     StorageError,
@@ -35,12 +35,14 @@ from common.errors import (
 from common.evaluation import Scores
 from common.identity import Peer
 from common.ids import Boot, ClientId, Digest, RunId
-from common.ingress import Frame, Refused, Said
+from common.ingress import Command, Frame, Refused, Said, Withdrawn
 from common.messages import (
+    Admit,
     Answer,
     Cancel,
     Declined,
     Done,
+    Exclude,
     Heartbeat,
     Info,
     Message,
@@ -59,6 +61,7 @@ from common.messages import (
 )
 from common.parts import Parts
 from common.presence import Attendance, Beat, Came, Declared, Left
+from common.revocations import Revocations
 from common.tensors import Vector
 from common.topics import Kind
 from coordinator import cohort, results
@@ -77,6 +80,7 @@ from coordinator.round import (
     ClientDeclined,
     ClientLeft,
     Counted,
+    Expelled,
     Fetch,
     Forgo,
     Judge,
@@ -84,6 +88,7 @@ from coordinator.round import (
     Merged,
     MergeFailed,
     Offered,
+    Revoke,
 )
 from coordinator.run import (
     CloseRound,
@@ -93,7 +98,6 @@ from coordinator.run import (
     OpenRound,
     Phase,
     Remember,
-    Revoke,
     RunEffect,
     RunEvent,
     RunMachine,
@@ -133,7 +137,9 @@ class Coordinator:
         evaluate: Callable[[Vector], Scores] | None,
         report: Report,
         unfinished: Unfinished | None = None,
+        renewed: Callable[[], Revocations | None] = lambda: None,
     ) -> None:
+        """`renewed` gives the newest revocation list that the root has signed on this machine."""
         self.policy, self.model, self.evaluate, self.archive = policy, model, evaluate, archive
         self.link, self.voice, self.ingress = parts.link, parts.voice, parts.ingress
         self.state_dir: Path = parts.state_dir
@@ -145,7 +151,7 @@ class Coordinator:
         self.outcome: EndRun | None = None
         self.is_run_left = False  # to be resumed
         self._ledger = archive.ledger
-        self._unfinished = unfinished
+        self._unfinished, self._renewed = unfinished, renewed
         self._report = report
         self._run = RunId("none")
         self._is_down = False
@@ -184,12 +190,13 @@ class Coordinator:
     async def serve(self) -> EndRun | None:
         """Run until the run is over (on hold: until `leave`); returns how the last run ended, if one did.
 
-        Raises: RivalError where another coordinator of the federation is here, or replaces us.
+        Raises: RivalError where another coordinator of the federation is here, or replaces us; RevokedError.
         """
         kinds = (Kind.INFO, Kind.STATUS, Kind.HEARTBEAT, Kind.REPLY)
         filters = [self.topics.client("+", kind) for kind in kinds]
         status = self.topics.coordinator(Kind.COORDINATOR_STATUS)
-        await self.link.subscribe(status, *filters, self.topics.all_up(), self.topics.control)
+        ours = (status, self.topics.control, self.topics.revoked)
+        await self.link.subscribe(*ours, *filters, self.topics.all_up())
         async with self.link, self.courier, self._crew as crew:
             crew.spawn(self._listen(), name="listen")
             crew.spawn(self._lead(), name="lead")
@@ -228,6 +235,7 @@ class Coordinator:
                 drive(self.attendance, self._attendance_inbox, self._perform_presence), name="presence"
             )
             self._crew.spawn(drive(self.machine, self._run_inbox, self._perform), name="run")
+            self._crew.spawn(self._stay_fresh(), name="freshness")
             await self._announce()
         except (RivalError, DamagedError) as error:
             self._give_up(error)
@@ -235,12 +243,15 @@ class Coordinator:
     def _recall(self) -> None:
         """Know again who was born, and take for here who was here: their leases begin anew."""
         now = time.monotonic()
+        self.clients.barred = dict.fromkeys(self._ledger.excluded(), Reason.EXCLUDED)
         for known in self._ledger.clients():
             if known.info is None:
                 continue
-            with suppress(SignatureError):  # its certificate has run out meanwhile
-                self.ingress.trust.admit(base64.b64decode(known.info.certificate))
-            self.clients.born(known.client, known.info)
+            try:
+                peer = self.ingress.trust.admit(base64.b64decode(known.info.certificate))
+            except SignatureError:  # its certificate has run out meanwhile, or was revoked
+                continue
+            self.clients.born(known.client, known.info, peer.kid)
             if known.here:
                 self.attendance.resume(known.client, known.boot, now)
                 self.clients.here.add(known.client)
@@ -288,7 +299,9 @@ class Coordinator:
         match self.ingress.admit(topic, payload):
             case Frame(place, data):
                 self.courier.arrived(place, data)
-            case Said(_, _, Start() | Stop() as command) if self._led.is_set():  # else it is for another one
+            case Said(_, _, Start() | Stop() | Admit() | Exclude() as command) if (
+                self._led.is_set()
+            ):  # else it is for another one
                 self._crew.spawn(self._obey(command))
             case Said(place, _, Status() as status) if place.kind is Kind.COORDINATOR_STATUS:
                 self._rival(status)
@@ -298,6 +311,9 @@ class Coordinator:
                 about = {"topic": topic, "reason": reason, "detail": detail, "count": count}
                 logger.warning("message.refused", extra=log.facts(**about))
                 self._report({"event": "message.refused", **about})
+                self._crew.spawn(self.notices.refused(refused))
+            case Withdrawn(pem):
+                self._crew.spawn(self._withdraw(pem))
             case Refused() | None:
                 pass
 
@@ -317,6 +333,7 @@ class Coordinator:
         client = ClientId(sender.name)
         match message:
             case Status(state=state, boot=boot):
+                self.clients.boots[client] = boot
                 self._attendance_inbox.put_nowait(Declared(client, state, boot))
             case Heartbeat(boot=boot):
                 self._attendance_inbox.put_nowait(Beat(client, boot))
@@ -332,7 +349,7 @@ class Coordinator:
                 pass
 
     def _born(self, client: ClientId, kid: bytes, info: Info) -> None:
-        if not self.clients.born(client, info):
+        if not self.clients.born(client, info, kid):
             return
         self._crew.spawn(self._durably(self._ledger.born, client, kid, info))
         problem = self.clients.problem(client)
@@ -344,8 +361,47 @@ class Coordinator:
         ours = self.policy.config.get("data.dataset", info.dataset)
         if info.dataset != ours:
             self._log("client.differs", client=client, dataset=info.dataset, ours=ours)
+        if self.clients.barred.get(client) is Reason.REVOKED:  # it has a certificate that counts again
+            del self.clients.barred[client]
         if self.clients.may_take_part(client):
             self._run_inbox.put_nowait(ClientCame(client))
+
+    async def _withdraw(self, pem: bytes) -> None:
+        """Let those take part no more whose certificates were revoked, nor what they said under them."""
+        if self.ingress.trust.revokes(self.voice.identity.certificate_der):
+            self._give_up(RevokedError("the certificate of the coordinator was revoked"))
+            return
+        # It counts whatever the disk says.
+        self._crew.spawn(self._durably(identity.keep_revocations, self.state_dir, pem))
+        await self._led.wait()  # a run that is being resumed has to hear of it as well
+        for client, kid in tuple(self.clients.kids.items()):
+            if self.ingress.trust.is_revoked(kid):
+                self._bar(client, Reason.REVOKED)
+            elif self.ingress.trust.has_revoked(client) and await self._durably(self._owes, client):
+                self._run_inbox.put_nowait(Expelled(client, Reason.REVOKED))
+                if self.clients.may_take_part(client):
+                    self._run_inbox.put_nowait(ClientCame(client))
+        await self._show_revocations()  # an older list may have been said meanwhile
+
+    def _owes(self, client: ClientId) -> bool:
+        """Tell whether an update waits that a client signed under an earlier certificate, which counts no more."""
+        return any(
+            offer.client == client and self._barred(offer) for offer in self._ledger.waiting(self._run)
+        )
+
+    def _bar(self, client: ClientId, reason: Reason) -> None:
+        if self.clients.barred.get(client) is not Reason.EXCLUDED:  # that is for an operator to end
+            self.clients.barred[client] = reason
+        self._log("client.barred", client=client, reason=reason)
+        self._run_inbox.put_nowait(Expelled(client, reason))
+
+    def _barred(self, offer: Offered) -> Reason | None:
+        """Say why an update that was taken counts no more, if it does not."""
+        kid = envelope.read(offer.proof).kid
+        certificates = self._ledger.certificates([kid]).values()
+        if any(self.ingress.trust.revokes(certificate) for certificate in certificates):
+            return Reason.REVOKED
+        return self.clients.barred.get(offer.client)
 
     async def _offered(self, client: ClientId, offer: Offered) -> None:
         """Repeat what an update was told, or let the run decide."""
@@ -363,6 +419,8 @@ class Coordinator:
             ours = await self._durably(self._ledger.knows_run, update.run)
             refused = Reason.TOO_LATE if ours else Reason.NOT_INVITED
             await self.exchange.answer(client, offer, Settled(refused, "", late=False))
+        elif client in self.clients.barred:
+            await self.exchange.settle(Judge(offer, self.clients.barred[client]))
         else:
             self._run_inbox.put_nowait(offer)
 
@@ -377,7 +435,7 @@ class Coordinator:
             self._run_inbox.put_nowait(ClientDeclined(client, message.round, message.reason))
         await self._tell(client, Cancel(run=message.run, round=message.round))
 
-    async def _obey(self, command: Start | Stop) -> None:
+    async def _obey(self, command: Command) -> None:
         refused = ""
         match command:
             case Start(rounds=rounds) if self._is_idle and not self._starting:
@@ -389,6 +447,19 @@ class Coordinator:
             case Stop(now=now):
                 await self._durably(self._ledger.ask_stop, self._run)
                 self._run_inbox.put_nowait(StopAsked(now))
+            case Exclude(client=name):
+                self._bar(ClientId(name), Reason.EXCLUDED)
+                await self._durably(self._ledger.exclude, ClientId(name))
+                await self._show_round()
+            case Admit(client=name) if self.clients.barred.get(ClientId(name)) is not Reason.EXCLUDED:
+                refused = f"{name} is not excluded"
+            case Admit(client=name):
+                await self._durably(self._ledger.admit, ClientId(name))
+                del self.clients.barred[ClientId(name)]
+                self._log("client.admitted", client=name)
+                await self._show_round()
+                if self.clients.may_take_part(ClientId(name)):
+                    self._run_inbox.put_nowait(ClientCame(ClientId(name)))
         await self.notices.answer(Answer(command=command.command, refused=refused, run=self._run))
 
     # --- what is to be done -----------------------------------------------------------------------
@@ -478,7 +549,7 @@ class Coordinator:
         self._last = self._summaries[-1] if self._summaries else None
         self._log("run.resumed", run=self._run, round=unfinished.number)
         if unfinished.snapshot:
-            resumed = await self._durably(self.archive.resumed, unfinished)
+            resumed = await self._durably(self.archive.resumed, unfinished, self._barred)
             here = tuple(client for client in resumed.here if self.clients.may_take_part(client))
             self._run_inbox.put_nowait(dataclasses.replace(resumed, here=here))
         else:
@@ -532,7 +603,7 @@ class Coordinator:
         logger.info(event, extra=log.facts(**asdict(summary)))
         self._report(facts)
         self._crew.spawn(self.notices.result(summary))
-        self._crew.spawn(self.notices.model(self.model, self._run, closed.number))
+        self._crew.spawn(self._show_model(closed.number))
         merged = {Digest(one.update.delta.digest) for one in closed.updates}
         await self.exchange.discard(*merged, *self._remembered)
         self._remembered = self.model.memory
@@ -571,10 +642,34 @@ class Coordinator:
         """Say who we are and where things stand: after every connect, for the retained tree may be empty."""
         await self.notices.presence(Presence.ONLINE)
         await self.notices.config(self.policy.config)
-        await self.notices.model(self.model, self._run, self.machine.number)
+        await self._show_revocations()
+        await self._show_model(self.machine.number)
         await self._show_round()
         for summary in tuple(self._summaries):  # another round may end meanwhile
             await self.notices.summary(summary)
+
+    async def _show_revocations(self) -> None:
+        if self.ingress.trust.revoked is not None:
+            await self.notices.revoked(self.ingress.trust.revoked.pem)
+
+    async def _show_model(self, number: int) -> None:
+        digest = self.model.digest
+        released = await self._durably(self._ledger.release, self._run, digest)
+        if digest == self.model.digest:  # else a merge has ended meanwhile, and its round will say so
+            await self.notices.model(self.model, self._run, number, released)
+
+    async def _stay_fresh(self) -> None:
+        """Say again and again which model is the newest: a client notices then when it is told nothing any more.
+
+        What the root was to take back by now it takes back on this occasion.
+        """
+        while True:
+            await asyncio.sleep(limits.MODEL_FRESH_S)
+            await self._show_model(self.machine.number)
+            found = await in_background(self._renewed)
+            if found is not None and self.ingress.trust.is_newer(found):
+                self.ingress.trust.revoke(found.pem)
+                await self._withdraw(found.pem)
 
     async def _show_round(self) -> None:
         phase, asked, reported = self.machine.progress()
@@ -586,11 +681,13 @@ class Coordinator:
             cohort=asked,
             reported=reported,
             clients=len(self.clients.here),
+            excluded=self.clients.excluded(),
         )
         await self.notices.round(state)
 
     async def _tell(self, client: ClientId, message: Message) -> None:
-        await self.voice.tell(self.link, self.topics.client(client, Kind.TASK), message)
+        boot = self.clients.boots.get(client, "")
+        await self.voice.tell(self.link, self.topics.client(client, Kind.TASK), message, boot)
 
     def _traffic(self) -> Traffic:
         return Traffic(self._bytes_in, self.voice.bytes_out + self.courier.bytes_out)

@@ -1,7 +1,7 @@
 """Updates that wait for a merge outside of the round that they were made for, sans I/O.
 
     offered --> FETCHING --received--> TAKEN --merged--> gone
-                    \\--refused, or not to be had--> gone
+                    \\--refused, not to be had, or its client expelled--> gone
 
 Laws: 1. One update per client and base; another one for the same base is an equivocation, and the first one
 wins. 2. At most `per_client_max` of one client: who comes back with a backlog must not fill an aggregate.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from common.ids import ClientId, Digest
 from common.messages import Reason
-from coordinator.round import Fetch, Judge, Offered, Received, Unfetched
+from coordinator.round import Fetch, Judge, Offered, Received, Revoke, Unfetched
 
 Effects = Iterator[Fetch | Judge]
 
@@ -68,6 +68,12 @@ class Shelf:
             else:
                 self._forget(entry.offer)
                 yield Judge(entry.offer, event.problem, event.detail)
+
+    def expel(self, client: ClientId, reason: Reason) -> Iterator[Judge | Revoke]:
+        """Let nothing of a client count any more."""
+        for entry in [entry for entry in self._sorted() if entry.offer.client == client]:
+            self._forget(entry.offer)
+            yield Revoke(entry.offer, reason) if entry.taken else Judge(entry.offer, reason)
 
     def unfetched(self, event: Unfetched) -> None:
         """Forget an update that could not be had: its client will offer it again."""

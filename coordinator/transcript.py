@@ -29,7 +29,7 @@ DOMAIN = b"fedmq-transcript-v1"
 ZEROS = Digest("0" * 64)
 LINE_BYTES_MAX = 1024**3  # a round of many clients, each with its envelope
 
-Kid = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+Kid = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
 
 class Outcome(StrEnum):

@@ -661,3 +661,40 @@ def test_what_the_rounds_brought_is_known_again(site):
     summaries = site.archive.summaries()
     assert [one.round for one in summaries] == [1, 2, 3]
     assert {(one.run, one.outcome) for one in summaries} == {(RUN, "it ended")}
+
+
+# --- what counts no more --------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_without_what_counts_no_more_and_says_why(site):
+    site.begin()
+    for name in ("ann", "bob"):
+        site.take(name, 1)
+    site.archive.remember(site.snapshot(1, Phase.ROUND))
+    site.start()
+    unfinished = site.take_up()
+    asked = []
+
+    def barred(offer):
+        asked.append(offer.client)
+        return Reason.REVOKED if offer.client == "ann" else None
+
+    resumed = site.archive.resumed(unfinished, barred)
+    assert asked == ["ann", "bob"]
+    assert [offer.client for offer in resumed.taken] == ["bob"]
+    assert resumed.refused == (("ann", Reason.REVOKED),)
+    offer = site.made["ann", 1]
+    assert site.ledger.answer(offer.update).refused is Reason.REVOKED
+    assert site.ledger.revoked(ClientId("ann")) == [(offer, Reason.REVOKED)]  # to be told when it comes
+    assert site.archive.resumed(unfinished).taken == resumed.taken
+
+
+def test_what_the_disk_lost_is_told_as_that_whoever_may_take_part(site):
+    site.begin()
+    site.take("ann", 1)
+    site.archive.remember(site.snapshot(1, Phase.ROUND))
+    site.start()
+    unfinished = site.take_up()
+    site.store.delete(site.made["ann", 1].delta)
+    resumed = site.archive.resumed(unfinished, lambda _: Reason.REVOKED)
+    assert resumed.refused == (("ann", Reason.DISK),)

@@ -20,6 +20,7 @@ from coordinator.round import (
     ClientCame,
     ClientDeclined,
     ClientLeft,
+    Expelled,
     Fetch,
     Forgo,
     Judge,
@@ -631,11 +632,95 @@ def test_a_restart_while_gathering_gathers():
     assert resumed(machine, stopping=True)[1] == [EndRun(BASE, 0, completed=False, why="stopped")]
 
 
+# --- expelled -------------------------------------------------------------------------------------
+
+
+def test_an_expelled_client_loses_what_waits_and_what_is_on_its_way_and_is_told_to_stop():
+    machine = machine_of(size=9)
+    deliver(machine, made("a"))
+    machine.handle(made("b"), 1)
+    assert machine.handle(Expelled(A, Reason.EXCLUDED), 2) == (Revoke(made("a"), Reason.EXCLUDED),)
+    assert machine.handle(Expelled(B, Reason.REVOKED), 3) == (Judge(made("b"), Reason.REVOKED), Forgo(B))
+    assert machine.handle(Expelled(B, Reason.REVOKED), 4) == ()
+    assert machine.handle(got(made("b")), 5) == ()
+    merge = deliver(machine, made("c"), 6)[-1]
+    assert merged(merge) == [("c", 0)]
+    assert machine.handle(Merged(model(1)), 7)[0].refusals == ((A, Reason.EXCLUDED), (B, Reason.REVOKED))
+
+
+def test_an_expelled_client_hears_the_same_of_its_update_again_and_is_not_asked_from_that_version():
+    machine = machine_of(size=9)
+    deliver(machine, made("a"))
+    machine.handle(Expelled(A, Reason.EXCLUDED), 2)
+    assert machine.handle(made("a"), 3) == (Judge(made("a"), Reason.EXCLUDED),)
+    assert machine.handle(ClientCame(A), 4) == ()  # admitted again
+    deliver(machine, made("b"), 5)
+    assert isinstance(deliver(machine, made("c"), 5)[-1], Merge)
+    machine.handle(Merged(model(1)), 6)
+    assert said(machine.handle(Evaluated(), 6))[0].cohort == (A, B, C)
+
+
+def test_what_is_being_merged_counts_though_its_client_is_expelled_and_in_no_later_merge():
+    machine = machine_of(rounds=9)
+    for client in "ab":
+        deliver(machine, made(client))
+    assert machine.handle(Expelled(A, Reason.REVOKED), 2) == ()
+    assert len(machine.handle(Merged(model(1)), 3)[0].updates) == 2
+    machine = machine_of(rounds=9)
+    for client in "ab":
+        deliver(machine, made(client))
+    machine.handle(Expelled(A, Reason.REVOKED), 2)
+    revoke, closed = machine.handle(MergeFailed("nan"), 3)
+    assert revoke == Revoke(made("a"), Reason.REVOKED)
+    assert isinstance(closed, CloseRound)
+    assert machine.handle(made("a"), 4) == (Judge(made("a"), Reason.REVOKED),)
+    machine.handle(Evaluated(), 5)
+    assert merged(deliver(machine, made("c"), 6)[-1]) == [("b", 0), ("c", 0)]
+
+
+def test_who_was_expelled_during_a_merge_and_is_back_has_its_next_update_counted():
+    machine = machine_of("ab", rounds=9)
+    for client in "ab":
+        deliver(machine, made(client))
+    machine.handle(Expelled(A, Reason.EXCLUDED), 2)
+    machine.handle(ClientCame(A), 2)
+    commit(machine, 3)
+    for client in "ab":
+        deliver(machine, made(client, 1), 4)
+    (closed,) = machine.handle(MergeFailed("nan"), 5)
+    assert isinstance(closed, CloseRound)
+    assert merged(machine.handle(Evaluated(), 6)[-1]) == [("a", 0), ("b", 0)]
+
+
+def test_the_last_one_at_work_is_not_waited_for_once_it_is_expelled():
+    machine = machine_of("ab", size=9)
+    deliver(machine, made("a"))
+    effects = machine.handle(Expelled(B, Reason.EXCLUDED), 2)
+    assert effects[0] == Forgo(B)
+    assert merged(effects[-1]) == [("a", 0)]
+
+
+def test_whoever_has_nothing_to_lose_is_no_refusal():
+    machine = machine_of("ab", size=1)
+    assert machine.handle(Expelled(ClientId("z"), Reason.EXCLUDED), 1) == ()
+    deliver(machine, made("a"))
+    assert machine.handle(Merged(model(1)), 2)[0].refusals == ()
+
+
+def test_an_expelled_client_is_not_counted_among_those_that_are_waited_for():
+    machine = BufferMachine(RunPolicy(seed=0, wait_for=2), BufferPolicy(2))
+    machine.handle(Started(BASE, 1), 0)
+    machine.handle(ClientCame(A), 0)
+    machine.handle(Expelled(A, Reason.EXCLUDED), 1)
+    assert machine.handle(ClientCame(B), 2) == ()
+    assert said(machine.handle(ClientCame(A), 3))[0].cohort == (A, B)
+
+
 # --- in any weather -------------------------------------------------------------------------------
 
 
 class Weather(RuleBasedStateMachine):
-    """Four clients, a ledger in front of the machine as the service has it, and restarts at any moment."""
+    """Four clients, a ledger and an operator in front of the machine as the service has them, and restarts."""
 
     clients = st.sampled_from([ClientId(name) for name in "abcd"])
 
@@ -653,6 +738,7 @@ class Weather(RuleBasedStateMachine):
         self.disk: Snapshot | None = None
         self.tasks: dict[ClientId, list[tuple[Digest, int]]] = {ClientId(name): [] for name in "abcd"}
         self.here: set[ClientId] = set()
+        self.barred: dict[ClientId, Reason] = {}
         self.fetching: set[Offered] = set()
         self.waiting: dict[tuple[ClientId, Digest], Offered] = {}  # taken and not merged, as on disk
         self.answers: dict[tuple[str, str, str], Judge] = {}
@@ -662,7 +748,7 @@ class Weather(RuleBasedStateMachine):
         self.revoked: list[Offered] = []
         self.taken = 0
         self.merge: Merge | None = None
-        self.closes = False
+        self.closes = self.repeats = False
         self.versions = 0
         self.tell(Started(BASE, 6))
 
@@ -681,6 +767,7 @@ class Weather(RuleBasedStateMachine):
             case Assign(client):
                 base = self.machine.base
                 assert client in self.here
+                assert client not in self.barred
                 assert base in {release.base for release in self.disk.releases if client in release.asked}
                 assert (client, base) not in {(c, b) for c, b, _ in self.answers}  # once from a version
                 assert (client, base) not in self.declined
@@ -689,6 +776,8 @@ class Weather(RuleBasedStateMachine):
                 self.fetching.add(offer)
             case Judge(offer, refused):
                 key = (offer.client, offer.update.base, offer.delta)
+                if key in self.answers and refused is not Reason.EQUIVOCATION:
+                    assert refused == self.answers[key].refused  # the same answer again
                 if key not in self.answers and refused is not Reason.EQUIVOCATION:
                     self.answers[key] = effect
                     if refused is None:
@@ -697,16 +786,22 @@ class Weather(RuleBasedStateMachine):
             case Merge(updates):
                 order = [(counted.update.client, counted.update.round) for counted in updates]
                 assert order == sorted(order)
-                assert len(updates) >= self.buffer.least
+                assert (
+                    len(updates) >= self.buffer.least or self.repeats
+                )  # what was revoked is not in it again
                 assert all(counted.staleness >= 0 for counted in updates)
                 assert {(c.update.client, c.update.delta.digest) for c in updates} <= self.waiting.keys()
+                assert not self.barred.keys() & {counted.update.client for counted in updates}
                 self.merge = effect
             case CloseRound() as closed:
                 self.closes, self.closed = True, closed
                 if not closed.committed:  # the next one is another try
                     self.declined.clear()
             case Revoke(offer, reason):
-                assert reason is Reason.RUN_OVER
+                key = (offer.client, offer.update.base, offer.delta)
+                assert reason is Reason.RUN_OVER or reason in {Reason.EXCLUDED, Reason.REVOKED}
+                assert self.answers[key].refused is None  # it was taken, and is revoked once
+                self.answers[key] = Judge(offer, reason)
                 self.revoked.append(self.waiting.pop((offer.client, offer.delta)))
 
     def through_json(self, snapshot):
@@ -715,7 +810,8 @@ class Weather(RuleBasedStateMachine):
     @rule(client=clients)
     def come(self, client):
         self.here.add(client)
-        self.tell(ClientCame(client))
+        if client not in self.barred:
+            self.tell(ClientCame(client))
 
     @rule(client=clients)
     def leave(self, client):
@@ -724,6 +820,8 @@ class Weather(RuleBasedStateMachine):
 
     @rule(client=clients, data=st.data(), word=st.sampled_from(["", "", "", "other"]))
     def offer(self, client, data, word):
+        if client in self.barred:
+            return  # the service answers
         if not self.tasks[client]:
             (judge,) = self.machine.handle(Offered(update(client)), self.now)
             assert judge.refused in {Reason.NOT_INVITED, Reason.WRONG_BASE, Reason.TOO_STALE}
@@ -754,12 +852,32 @@ class Weather(RuleBasedStateMachine):
 
     @rule(client=clients)
     def decline(self, client):
-        if self.tasks[client]:
+        if self.tasks[client] and client not in self.barred:
             base, number = self.tasks[client][-1]
             work = self.machine.at_work.get(client)
             if work and work.base == base and not self.machine.shelf.knows(client, base):
                 self.declined[client, base] = number
             self.tell(ClientDeclined(client, number, Reason.DIVERGED))
+
+    @rule(client=clients, reason=st.sampled_from([Reason.EXCLUDED, Reason.REVOKED]))
+    def expel(self, client, reason):
+        if len(self.barred) > 1:
+            return
+        self.barred[client] = reason
+        merging = {(o.client, o.delta) for o in self.machine.merging}
+        recorded = (
+            {(c.update.client, c.update.delta.digest) for c in self.closed.updates} if self.closes else set()
+        )
+        self.tell(Expelled(client, reason))
+        assert {key for key in self.waiting if key[0] == client} <= merging | recorded  # nothing else counts
+
+    @precondition(lambda self: self.barred)
+    @rule(data=st.data())
+    def admit(self, data):
+        client = data.draw(st.sampled_from(sorted(self.barred)))
+        del self.barred[client]
+        if client in self.here:
+            self.tell(ClientCame(client))
 
     @precondition(lambda self: self.merge)
     @rule(failed=st.sampled_from([False, False, False, True]))
@@ -796,6 +914,10 @@ class Weather(RuleBasedStateMachine):
         self.fetching.clear()
         self.merge, self.closes = None, False
         self.versions = was.committed
+        for key, offer in [(key, offer) for key, offer in self.waiting.items() if key[0] in self.barred]:
+            reason = self.barred[offer.client]
+            self.answers[offer.client, offer.update.base, offer.delta] = Judge(offer, reason)
+            self.revoked.append(self.waiting.pop(key))
         refused = {c: j.refused for (c, b, _), j in self.answers.items() if b == was.base and j.refused}
         known = {key: number for key, number in self.declined.items() if number == was.number}
         self.declined = {key: number for key, number in known.items() if key[1] == was.base}
@@ -805,14 +927,17 @@ class Weather(RuleBasedStateMachine):
             tuple(self.waiting.values()),
             tuple(refused.items()),
             tuple(declined.items()),
-            tuple(sorted(self.here)),
+            tuple(sorted(self.here - self.barred.keys())),
             self.stopping,
         )
+        self.repeats = True
         effects = self.tell(event)
-        if was.merging:
-            (merge,) = [effect for effect in effects if isinstance(effect, Merge)]
+        self.repeats = False
+        still = tuple(key for key in was.merging if key[0] not in self.barred)
+        if still:
+            merge = next(effect for effect in effects if isinstance(effect, Merge))
             again = tuple((c.update.client, c.update.base) for c in merge.updates)
-            assert again == was.merging  # exactly
+            assert again == still  # exactly, but for what was revoked meanwhile
 
     @rule(at_once=st.booleans(), really=st.sampled_from([False] * 9 + [True]))
     def stop(self, at_once, really):

@@ -13,7 +13,7 @@ from common.errors import StorageError
 from common.ids import Boot, ClientId, RunId, sha256
 from common.messages import Info, Reason
 from coordinator import ledger as ledgers
-from coordinator.ledger import Ended, Known, Ledger, Settled, Unfinished
+from coordinator.ledger import Ended, Known, Ledger, Released, Settled, Unfinished
 from coordinator.transcript import Refusal
 from support import offers
 from support.updates import BASE, RUN, SCHEMA, manifest, update
@@ -551,6 +551,58 @@ def test_a_damaged_file_is_moved_aside_and_a_new_one_begun(opened, tmp_path, off
     again = opened(path)
     assert again.moved_aside is None
     assert again.answer(offer().update) == TAKEN
+
+
+# --- who is excluded, what was released, and other facts ------------------------------------------
+
+
+def test_who_is_excluded_stays_so_until_admitted_over_restarts(ledger, opened):
+    assert ledger.excluded() == set()
+    for _ in range(2):
+        ledger.exclude(ANN)  # again is normal
+    ledger.exclude(BOB)
+    assert opened().excluded() == {ANN, BOB}
+    for _ in range(2):
+        ledger.admit(ANN)
+    ledger.admit(ClientId("eve"))  # who never was
+    assert ledger.excluded() == opened().excluded() == {BOB}
+
+
+def test_a_fact_is_noted_down_and_replaced(ledger, opened):
+    assert ledger.fact("number") is None
+    ledger.set_fact("number", "1")
+    ledger.set_fact("number", "2")
+    ledger.set_fact("other", "")
+    assert (opened().fact("number"), opened().fact("other")) == ("2", "")
+    ledger.raise_epoch(7)
+    assert ledger.fact("number") == "2"
+
+
+def test_a_model_gets_its_number_once_and_names_the_one_before(ledger, opened):
+    assert ledger.release(RUN, FIRST) == Released(1, "")
+    assert ledger.release(RUN, FIRST) == Released(1, "")
+    assert ledger.release(RUN, SECOND) == Released(2, FIRST)
+    assert opened().release(RUN, SECOND) == Released(2, FIRST)
+    assert ledger.release(OTHER_RUN, SECOND) == Released(3, SECOND)  # a run begins where one ended
+    assert ledger.release(OTHER_RUN, FIRST) == Released(4, SECOND)  # an older model is not an older version
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([RUN, OTHER_RUN]), st.sampled_from([FIRST, SECOND, THIRD])), max_size=9
+    )
+)
+def test_versions_count_the_changes_of_the_model(tmp_path_factory, shown):
+    ledger = Ledger(tmp_path_factory.mktemp("ledger") / "state.db")
+    try:
+        told = [ledger.release(run, model) for run, model in shown]
+    finally:
+        ledger.close()
+    changes = [one for one, before in zip(shown, [None, *shown], strict=False) if one != before]
+    for (run, model), released in zip(shown, told, strict=True):
+        assert changes[released.version - 1] == (run, model)
+        assert released.previous == (changes[released.version - 2][1] if released.version > 1 else "")
+    assert [one.version for one in told] == sorted(one.version for one in told)
 
 
 # --- whatever happens -----------------------------------------------------------------------------

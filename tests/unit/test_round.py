@@ -15,6 +15,7 @@ from coordinator.round import (
     ClientLeft,
     Close,
     Counted,
+    Expelled,
     Fetch,
     Forgo,
     Halted,
@@ -25,9 +26,11 @@ from coordinator.round import (
     Offered,
     Phase,
     Received,
+    Revoke,
     RoundMachine,
     RoundPolicy,
     Standing,
+    Unfetched,
 )
 from support.updates import BASE, update
 
@@ -243,6 +246,73 @@ def test_a_halt_while_reporting_releases_everybody(reporting):
     assert effects == (Forgo(A), Forgo(B), Forgo(C), Close(committed=False, model=BASE, why="stopped"))
 
 
+# --- expelled -------------------------------------------------------------------------------------
+
+
+def test_a_client_that_is_expelled_before_it_answered_is_not_waited_for(reporting):
+    take(reporting, "a")
+    take(reporting, "b")
+    effects = reporting.handle(Expelled(C, Reason.EXCLUDED), 9)
+    assert effects[0] == Forgo(C)
+    assert merged(effects) == ["a", "b"]
+    assert reporting.refusals == {C: Reason.EXCLUDED}
+
+
+def test_an_update_that_was_taken_is_revoked_with_its_client(reporting):
+    take(reporting, "a")
+    take(reporting, "b")
+    assert reporting.handle(Expelled(A, Reason.REVOKED), 9) == (
+        Revoke(Offered(update("a")), Reason.REVOKED),
+        Forgo(A),
+    )
+    assert [offer.client for offer in reporting.taken()] == ["b"]
+    assert reporting.handle(Expelled(A, Reason.REVOKED), 10) == ()  # once
+    assert merged(take(reporting, "c")) == ["b", "c"]
+
+
+def test_an_update_on_its_way_is_refused_and_not_taken_when_it_comes_all_the_same(reporting):
+    reporting.handle(Offered(update("a")), 8)
+    assert reporting.handle(Expelled(A, Reason.EXCLUDED), 9) == (
+        Judge(Offered(update("a")), Reason.EXCLUDED),
+        Forgo(A),
+    )
+    assert reporting.handle(Received(A, digest("a")), 10) == ()
+    assert reporting.handle(Unfetched(A, digest("a")), 10) == ()
+    assert reporting.handle(Offered(update("a")), 11) == (Judge(Offered(update("a")), Reason.EXCLUDED),)
+    assert reporting.handle(ClientCame(A), 12) == ()  # nor is it asked again in this round
+    assert not reporting.taken()
+
+
+def test_a_client_that_was_away_or_refused_before_is_expelled_without_a_word_more(reporting):
+    reporting.handle(ClientLeft(A), 8)
+    assert reporting.handle(Expelled(A, Reason.REVOKED), 9) == (Forgo(A),)
+    reporting.handle(ClientDeclined(B, 1, Reason.DIVERGED), 10)
+    assert reporting.handle(Expelled(B, Reason.REVOKED), 11) == ()
+    assert reporting.refusals == {A: Reason.REVOKED, B: Reason.DIVERGED}
+    assert reporting.handle(Expelled(ClientId("z"), Reason.REVOKED), 12) == ()
+
+
+def test_a_round_whose_quorum_was_expelled_is_given_up(reporting):
+    take(reporting, "a")
+    take(reporting, "b")
+    reporting.handle(Expelled(A, Reason.REVOKED), 9)
+    effects = reporting.handle(Expelled(C, Reason.REVOKED), 10)
+    assert effects[-1] == Close(committed=False, model=BASE, why="1 of the 2 updates needed were taken")
+
+
+def test_who_is_expelled_during_the_merge_is_in_it(reporting):
+    for client in "abc":
+        take(reporting, client)
+    assert reporting.handle(Expelled(A, Reason.REVOKED), 9) == ()
+    assert reporting.handle(Merged(MODEL), 10) == (Close(committed=True, model=MODEL),)
+
+
+def merged(effects):
+    """Name whose updates are merged."""
+    (merge,) = [effect for effect in effects if isinstance(effect, Merge)]
+    return [one.update.client for one in merge.updates]
+
+
 class Weather(RuleBasedStateMachine):
     """Three clients, in any order, twice, late, lost and back."""
 
@@ -255,6 +325,8 @@ class Weather(RuleBasedStateMachine):
         self.now = 0.0
         self.merges = 0
         self.closes = 0
+        self.expelled = set()
+        self.fates = {}  # by update: taken, refused, revoked
         self.tell(Begun())
 
     def tell(self, event):
@@ -266,6 +338,12 @@ class Weather(RuleBasedStateMachine):
             if isinstance(effect, Merge):
                 assert list(effect.updates) == sorted(effect.updates, key=lambda one: one.update.client)
                 assert len(effect.updates) >= 2
+                assert not self.expelled & {one.update.client for one in effect.updates}
+            if isinstance(effect, Judge) and effect.refused is not Reason.EQUIVOCATION:
+                self.fates.setdefault(effect.offer, effect.refused)
+            if isinstance(effect, Revoke):
+                assert self.fates[effect.offer] is None
+                self.fates[effect.offer] = effect.reason
         return effects
 
     @rule(client=clients, word=words)
@@ -305,6 +383,23 @@ class Weather(RuleBasedStateMachine):
     @rule(client=clients)
     def decline(self, client):
         self.tell(ClientDeclined(ClientId(client), 1, Reason.DIVERGED))
+
+    @rule(client=clients, sure=st.sampled_from([False, False, True]))
+    def expel(self, client, sure):
+        if not sure:
+            return
+        is_open, taken = self.machine.phase is Phase.REPORTING, self.machine.taken()
+        effects = self.tell(Expelled(ClientId(client), Reason.REVOKED))
+        if is_open:
+            self.expelled.add(client)
+        revoked = [effect.offer for effect in effects if isinstance(effect, Revoke)]
+        assert revoked == [offer for offer in taken if is_open and offer.client == client]
+
+    @invariant()
+    def what_was_taken_was_told_so(self):
+        for offer in self.machine.taken():
+            assert self.fates[offer] is None
+            assert self.merges or offer.client not in self.expelled
 
     @precondition(lambda self: self.machine.phase is Phase.MERGING)
     @rule(failed=st.booleans())

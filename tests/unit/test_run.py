@@ -1,8 +1,10 @@
 """Stories of a run: rounds in order, deadlines, stop rules."""
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from common.ids import ClientId, Digest, sha256
 from common.machine import Tick
@@ -14,14 +16,18 @@ from coordinator.round import (
     ClientDeclined,
     ClientLeft,
     Counted,
+    Expelled,
     Fetch,
+    Forgo,
     Judge,
     Merge,
     Merged,
     MergeFailed,
     Offered,
     Received,
+    Unfetched,
 )
+from coordinator.round import Phase as RoundPhase
 from coordinator.run import (
     CloseRound,
     EndRun,
@@ -35,6 +41,7 @@ from coordinator.run import (
     Revoke,
     RunMachine,
     RunPolicy,
+    Snapshot,
     Started,
     StopAsked,
 )
@@ -507,3 +514,328 @@ def test_who_was_refused_is_not_waited_for_in_the_next_try_from_the_same_model()
     effects = machine.handle(Evaluated(), 4)
     assert not [e for e in effects if isinstance(e, Assign)]
     assert effects[-1].refusals == ((A, Reason.NOT_FINITE),)
+
+
+def test_whose_update_is_refused_between_two_tries_is_not_asked_in_the_second_one():
+    machine = run_of(rounds=1, first_deadline_s=30)
+    offer = Offered(update("a"))
+    machine.handle(offer, 1)
+    machine.handle(Tick(), 30)
+    machine.handle(Received(A, offer.delta, Reason.NOT_FINITE), 31)
+    effects = machine.handle(Evaluated(), 32)
+    assert [effect for effect in effects if isinstance(effect, Assign)] == [Assign(B)]
+
+
+# --- expelled -------------------------------------------------------------------------------------
+
+
+def test_an_expelled_client_is_not_asked_again_until_it_is_back():
+    machine = run_of(rounds=9, quorum_share=0.5)
+    answer(machine, "a", 1)
+    effects = machine.handle(Expelled(A, Reason.EXCLUDED), 2)
+    assert effects == (Revoke(Offered(update("a")), Reason.EXCLUDED), Forgo(A))
+    (merge,) = [effect for effect in answer(machine, "b", 3) if isinstance(effect, Merge)]
+    assert [one.update.client for one in merge.updates] == ["b"]
+    closed = machine.handle(Merged(model(1)), 4)[-1]
+    assert closed.refusals == ((A, Reason.EXCLUDED),)
+    assert machine.handle(Evaluated(), 5)[0].cohort == (B,)
+    answer(machine, "b", 6)
+    machine.handle(Merged(model(2)), 6)
+    machine.handle(ClientCame(A), 7)
+    assert machine.handle(Evaluated(), 8)[0].cohort == (A, B)
+
+
+def test_what_waits_for_the_next_merge_is_revoked_with_its_client():
+    machine = run_of(rounds=2, quorum_share=0.5, first_deadline_s=30)
+    answer(machine, "a", 2)
+    machine.handle(Tick(), 30)
+    machine.handle(Merged(model(1)), 31)
+    late = Offered(update("b"))
+    machine.handle(late, 32)
+    machine.handle(Received(B, late.delta), 33)
+    assert machine.handle(Expelled(B, Reason.REVOKED), 34) == (Revoke(late, Reason.REVOKED),)
+    assert machine.shelf.taken() == ()
+
+
+def test_what_waits_for_the_merge_of_another_round_is_refused_with_its_client_though_it_is_on_its_way():
+    machine = run_of(rounds=2, quorum_share=0.5, first_deadline_s=30)
+    answer(machine, "a", 2)
+    machine.handle(Tick(), 30)
+    machine.handle(Merged(model(1)), 31)
+    late = Offered(update("b"))
+    machine.handle(late, 32)
+    assert machine.handle(Expelled(B, Reason.REVOKED), 33) == (Judge(late, Reason.REVOKED),)
+    assert machine.handle(Received(B, late.delta), 34) == ()
+
+
+def test_what_is_being_merged_when_its_client_is_expelled_counts():
+    machine = run_of(rounds=2)
+    answer(machine, "a", 1)
+    answer(machine, "b", 1)
+    assert machine.handle(Expelled(A, Reason.REVOKED), 2) == ()
+    closed = machine.handle(Merged(model(1)), 3)[-1]
+    assert [one.update.client for one in closed.updates] == ["a", "b"]
+    assert machine.handle(Evaluated(), 4)[0].cohort == (B,)
+
+
+def test_if_no_model_comes_of_that_merge_it_counts_in_no_later_one():
+    machine = run_of(rounds=1)
+    answer(machine, "a", 1)
+    answer(machine, "b", 1)
+    machine.handle(Expelled(A, Reason.REVOKED), 2)
+    revoke, closed = machine.handle(MergeFailed("nan"), 3)
+    assert revoke == Revoke(Offered(update("a")), Reason.REVOKED)
+    assert isinstance(closed, CloseRound)
+    machine.handle(ClientCame(A), 3)  # admitted again: its one update from this model has been judged
+    effects = machine.handle(Evaluated(), 4)
+    assert not [effect for effect in effects if isinstance(effect, Assign)]
+    (merge,) = [effect for effect in effects if isinstance(effect, Merge)]
+    assert [one.update.client for one in merge.updates] == ["b"]
+    machine.handle(MergeFailed("nan"), 5)
+    assert not [effect for effect in machine.handle(Evaluated(), 6) if isinstance(effect, Revoke)]  # once
+
+
+def test_whose_update_was_revoked_is_not_waited_for_in_another_try_from_that_model():
+    """Its one update from there has been judged: asked again, it could only offer that one again."""
+    machine = run_of(rounds=1, quorum_share=1.0, first_deadline_s=30)
+    answer(machine, "a", 1)
+    machine.handle(Tick(), 30)
+    assert machine.handle(Expelled(A, Reason.EXCLUDED), 31) == (
+        Revoke(Offered(update("a")), Reason.EXCLUDED),
+    )
+    machine.handle(ClientCame(A), 32)  # admitted again
+    effects = machine.handle(Evaluated(), 33)
+    assert [effect for effect in effects if isinstance(effect, Assign)] == [Assign(B)]
+
+
+def test_who_is_expelled_while_clients_are_waited_for_is_waited_for_again():
+    machine = Run(RunPolicy(seed=0, wait_for=2))
+    machine.handle(Started(BASE, 1), 0)
+    machine.handle(ClientCame(A), 0)
+    assert machine.handle(Expelled(A, Reason.EXCLUDED), 1) == ()
+    assert machine.handle(ClientCame(B), 2) == ()
+    assert machine.handle(ClientCame(A), 3)[0].cohort == (A, B)
+
+
+# --- in any weather -------------------------------------------------------------------------------
+
+
+class Weather(RuleBasedStateMachine):
+    """Four clients, a ledger and an operator in front of the machine as the service has them, and restarts."""
+
+    clients = st.sampled_from([ClientId(name) for name in "abcd"])
+
+    @initialize(
+        share=st.sampled_from([0.3, 0.5, 1.0]), size=st.sampled_from([None, 2]), late=st.sampled_from(Late)
+    )
+    def start(self, share, size, late):
+        self.now = 0.0
+        self.policy = RunPolicy(
+            seed=1, wait_for=2, cohort_size=size, quorum_share=share, first_deadline_s=50, late=late
+        )
+        self.machine = RunMachine(self.policy)
+        self.disk: Snapshot | None = None
+        self.tasks: dict[ClientId, list[tuple[Digest, int]]] = {ClientId(name): [] for name in "abcd"}
+        self.here: set[ClientId] = set()
+        self.barred: dict[ClientId, Reason] = {}
+        self.fetching: set[Offered] = set()
+        self.waiting: dict[tuple[ClientId, str], Offered] = {}  # taken and not merged, as on disk
+        self.answers: dict[tuple[str, str, str], Reason | None] = {}
+        self.declined: dict[ClientId, int] = {}  # the round
+        self.merged: list[Offered] = []
+        self.revoked: list[Offered] = []
+        self.taken = 0
+        self.merge: Merge | None = None
+        self.closed: CloseRound | None = None
+        self.stopping = False
+        self.tell(Started(BASE, 6))
+
+    def tell(self, event):
+        self.now += 1
+        effects = self.machine.handle(event, self.now)
+        for effect in effects:
+            self.perform(effect)
+        return effects
+
+    def perform(self, effect):
+        match effect:
+            case Remember(snapshot):
+                assert self.closed is None  # never while a round is being recorded
+                self.disk = self.through_json(snapshot)
+            case Assign(client):
+                assert client in self.here
+                assert client not in self.barred
+                answered = {
+                    key[:2] for key in self.answers
+                }  # who declines and offers all the same is asked again
+                assert (client, self.machine.base) not in answered or client in self.declined
+                self.tasks[client].append((self.machine.base, self.machine.number))
+            case Fetch(offer):
+                self.fetching.add(offer)
+            case Judge(offer, refused) if refused is not Reason.EQUIVOCATION:
+                key = (offer.client, offer.update.base, offer.delta)
+                assert self.answers.setdefault(key, refused) == refused  # the same answer again
+                if refused is None and (offer.client, offer.update.base) not in self.waiting:
+                    self.waiting[offer.client, offer.update.base] = offer
+                    self.taken += 1
+            case Merge(updates):
+                order = [(counted.update.client, counted.update.round) for counted in updates]
+                assert order == sorted(order)
+                assert all(counted.staleness >= 0 for counted in updates)
+                keys = {(counted.update.client, counted.update.base) for counted in updates}
+                assert keys <= self.waiting.keys()
+                assert not self.barred.keys() & {client for client, _ in keys}
+                self.merge = effect
+            case CloseRound():
+                self.closed = effect
+            case Revoke(offer, reason):
+                key = (offer.client, offer.update.base, offer.delta)
+                assert reason is self.barred.get(offer.client, reason)
+                assert self.answers[key] is None  # it was taken, and is revoked once
+                self.answers[key] = reason
+                self.revoked.append(self.waiting.pop(key[:2]))
+
+    def through_json(self, snapshot):
+        return msgspec.json.decode(msgspec.json.encode(snapshot), type=Snapshot)
+
+    @rule(client=clients)
+    def come(self, client):
+        self.here.add(client)
+        if client not in self.barred:
+            self.tell(ClientCame(client))
+
+    @rule(client=clients)
+    def leave(self, client):
+        self.here.discard(client)
+        self.tell(ClientLeft(client))
+
+    @rule(client=clients, data=st.data(), word=st.sampled_from(["", "", "", "other"]))
+    def offer(self, client, data, word):
+        if not self.tasks[client]:
+            return
+        base, number = data.draw(st.sampled_from(self.tasks[client]))
+        offer = Offered(update(client, f"{client} {base} {word}", number=number, base=base))
+        key = (client, base, offer.delta)
+        if key in self.answers or any(
+            known[:2] == key[:2] and refused is None for known, refused in self.answers.items()
+        ):
+            return  # the ledger answers
+        if client in self.barred:
+            self.answers[key] = self.barred[client]  # the service does
+            return
+        answers = [e for e in self.tell(offer) if isinstance(e, Judge | Fetch) and e.offer == offer]
+        assert len(answers) == 1  # every offer is fetched or judged
+
+    @precondition(lambda self: self.fetching)
+    @rule(data=st.data(), problem=st.sampled_from([None, None, None, Reason.NOT_FINITE]))
+    def receive(self, data, problem):
+        offer = data.draw(st.sampled_from(sorted(self.fetching, key=lambda it: it.delta)))
+        self.fetching.discard(offer)
+        self.tell(Received(offer.client, offer.delta, problem))
+
+    @precondition(lambda self: self.fetching)
+    @rule(data=st.data())
+    def lose(self, data):
+        offer = data.draw(st.sampled_from(sorted(self.fetching, key=lambda it: it.delta)))
+        self.fetching.discard(offer)
+        self.tell(Unfetched(offer.client, offer.delta))
+
+    @rule(client=clients)
+    def decline(self, client):
+        if self.tasks[client] and client not in self.barred:
+            _, number = self.tasks[client][-1]
+            self.declined[client] = number
+            self.tell(ClientDeclined(client, number, Reason.DIVERGED))
+
+    @rule(client=clients, reason=st.sampled_from([Reason.EXCLUDED, Reason.REVOKED]))
+    def expel(self, client, reason):
+        if len(self.barred) > 1:
+            return
+        self.barred[client] = reason
+        merging = {(o.client, o.update.base) for o in self.machine.merging}
+        recorded = {(c.update.client, c.update.base) for c in self.closed.updates} if self.closed else set()
+        self.tell(Expelled(client, reason))
+        left = {key for key in self.waiting if key[0] == client}
+        assert left <= merging | recorded  # nothing else of it counts
+
+    @precondition(lambda self: self.barred)
+    @rule(data=st.data())
+    def admit(self, data):
+        client = data.draw(st.sampled_from(sorted(self.barred)))
+        del self.barred[client]
+        if client in self.here:
+            self.tell(ClientCame(client))
+
+    @precondition(lambda self: self.merge)
+    @rule(failed=st.sampled_from([False, False, True]))
+    def end_merge(self, failed):
+        self.merge = None
+        self.tell(MergeFailed("x") if failed else Merged(model(self.machine.committed + 1)))
+        assert self.closed.committed is not failed
+
+    @precondition(lambda self: self.closed)
+    @rule()
+    def record(self):
+        """As one transaction: what was merged, and where the run stands."""
+        for counted in self.closed.updates:
+            self.merged.append(self.waiting.pop((counted.update.client, counted.update.base)))
+        self.disk, self.closed = self.through_json(self.machine.snapshot()), None
+        self.tell(Evaluated())
+
+    @rule()
+    def deadline(self):
+        due = self.machine.wake_at()
+        if due is not None:
+            self.now = max(self.now, due)
+            self.tell(Tick())
+            assert self.machine.wake_at() is None or self.machine.wake_at() > self.now
+
+    @rule()
+    def restart(self):
+        if self.machine.phase is Phase.OVER or self.disk is None:
+            return
+        was = self.disk
+        self.machine = RunMachine(self.policy)
+        self.fetching.clear()
+        self.merge = self.closed = None
+        for client, base in [key for key in self.waiting if key[0] in self.barred]:
+            offer = self.waiting.pop((client, base))
+            self.answers[client, base, offer.delta] = self.barred[client]
+            self.revoked.append(offer)
+        ours = {key: refused for key, refused in self.answers.items() if key[1] == was.base}
+        taken = {client for (client, _, _), refused in ours.items() if refused is None}
+        refused = {c: reason for (c, _, _), reason in ours.items() if reason and c not in taken}
+        declined = [client for client, number in self.declined.items() if number == was.number]
+        self.tell(
+            Resumed(
+                was,
+                tuple(self.waiting.values()),
+                tuple(refused.items()),
+                tuple((client, Reason.DIVERGED) for client in declined),
+                tuple(sorted(self.here - self.barred.keys())),
+                self.stopping,
+            )
+        )
+
+    @rule(at_once=st.booleans(), really=st.sampled_from([False] * 9 + [True]))
+    def stop(self, at_once, really):
+        if really:
+            self.stopping = True
+            self.tell(StopAsked(at_once))
+
+    @invariant()
+    def nothing_is_lost_and_nothing_counts_twice(self):
+        if not hasattr(self, "machine"):
+            return
+        machine = self.machine
+        assert len(self.merged) == len({(o.client, o.update.base) for o in self.merged})
+        assert self.taken == len(self.merged) + len(self.revoked) + len(self.waiting)
+        is_open = machine.round is not None and machine.round.phase is RoundPhase.REPORTING
+        held = [*machine.merging, *(machine.round.taken() if is_open else ()), *machine.shelf.taken()]
+        recorded = [counted.update for counted in self.closed.updates] if self.closed else []
+        keys = [(o.client, o.update.base) for o in held] + [(u.client, u.base) for u in recorded]
+        assert sorted(keys) == sorted(self.waiting)
+
+
+TestWeather = Weather.TestCase
+TestWeather.settings = settings(stateful_step_count=60)

@@ -2,7 +2,7 @@
 
 from common.ids import ClientId
 from common.messages import Reason
-from coordinator.round import Fetch, Judge, Offered, Received, Unfetched
+from coordinator.round import Fetch, Judge, Offered, Received, Revoke, Unfetched
 from coordinator.shelf import Shelf
 from support.updates import BASE, update
 
@@ -116,3 +116,20 @@ def test_a_round_adopts_what_starts_from_its_base():
     ]
     assert [entry.offer for entry in shelf.clear()] == [other]
     assert shelf.clear() == ()
+
+
+def test_of_an_expelled_client_what_was_taken_is_revoked_and_what_was_to_come_is_refused():
+    shelf = Shelf(3)
+    taken, coming = offered("a"), offered("a", "coming", number=2, base=OTHER)
+    take(shelf, taken)
+    take(shelf, offered("b"))
+    tuple(shelf.offer(coming))
+    assert tuple(shelf.expel(A, Reason.REVOKED)) == (
+        Revoke(taken, Reason.REVOKED),
+        Judge(coming, Reason.REVOKED),
+    )
+    assert tuple(shelf.expel(A, Reason.REVOKED)) == ()
+    assert shelf.taken() == (offered("b"),)
+    assert not shelf.awaits(A, coming.delta)
+    assert tuple(shelf.received(received(coming))) == ()  # its blob comes all the same
+    assert shelf.taken() == (offered("b"),)
