@@ -4,14 +4,14 @@ import os
 import re
 from contextlib import closing
 
-from common import datasets, files, models, outbox, parts, stopping
+from common import datasets, files, models, outbox, parts, stopping, voice
 from common.database import Database
 from common.errors import UsageError
 from common.identity import Role
 from common.ids import ClientId, client_id
 from common.outbox import Outbox
 from common.settings import Settings
-from edge_client.service import EPOCH, About, Client, Report
+from edge_client.service import EPOCH, NUMBER, About, Client, Report
 from edge_client.trainer import TorchTrainer
 
 
@@ -37,7 +37,9 @@ async def serve(
             age_s_max=settings.outbox.days_max * 86_400,
         )
         trainer = _trainer(settings, me, part, threads)
-        ours = parts.assemble(settings, Role.CLIENT, me, epoch=int(kept.fact(EPOCH) or 0))
+        first, reserved = voice.reserve(kept.fact(NUMBER))
+        kept.set_fact(NUMBER, reserved)
+        ours = parts.assemble(settings, Role.CLIENT, me, epoch=int(kept.fact(EPOCH) or 0), first=first)
         client = Client(
             About(settings.data.dataset, settings.model.name, str(trainer.device)),
             ours,

@@ -2,20 +2,29 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import psutil
 
-from common import chunks, compression, limits, log
+from common import chunks, compression, identity, limits, log
 from common.bus import Arrived, LinkDown, LinkUp
 from common.courier import Courier, Lanes
 from common.crew import Crew, in_background
 from common.driver import drive
 from common.durably import Durably
-from common.errors import ConfigError, DamagedError, DecodeError, FedmqError, StorageError, StorageFullError
-from common.ids import COORDINATOR, ClientId, Digest
-from common.ingress import Frame, Refused, Said
+from common.errors import (
+    ConfigError,
+    DamagedError,
+    DecodeError,
+    FedmqError,
+    RevokedError,
+    StorageError,
+    StorageFullError,
+)
+from common.ids import COORDINATOR, Boot, ClientId, Digest
+from common.ingress import Frame, Refused, Said, Withdrawn
 from common.messages import (
     Cancel,
     ClientMetrics,
@@ -39,6 +48,7 @@ from common.parts import Parts
 from common.topics import Kind
 from common.voice import VERSION
 from edge_client.custody import Custody, verdict_of
+from edge_client.lineage import Lineage
 from edge_client.session import (
     Asked,
     CoordinatorCame,
@@ -67,6 +77,8 @@ from edge_client.trainer import Trained as Result
 logger = log.logger(__name__)
 
 EPOCH = "epoch"  # the fact: the highest one of a coordinator that was heard
+LINEAGE = "lineage"  # the fact: which model was the newest
+NUMBER = "number"  # the fact: where the next start may begin to count what it says
 
 Report = Callable[[dict[str, object]], None]
 
@@ -95,13 +107,20 @@ class Client:
         """Go on where an earlier start left off. Raises: StorageError, DamagedError."""
         self.about = about
         self.link, self.voice, self.ingress, self.store = parts.link, parts.voice, parts.ingress, parts.store
+        self.state_dir = parts.state_dir
         self.me = ClientId(self.voice.identity.name)
         self.topics = self.voice.topics
         self.trainer, self.report = trainer, report
         self.courier = Courier(self.link, self.store, Lanes.of_client(self.topics, self.me))
         self.outbox, self.custody = outbox, Custody(outbox, self.store)
         self.session = self._restored()
-        self.coordinator_boot: str | None = None
+        self.coordinator_boot: Boot | None = None  # as it declared it
+        self._audience: Boot | None = (
+            None  # its start that is to hear us: that one, or the one that spoke last
+        )
+        self._coordinator_is_here = False
+        self.lineage = Lineage.read(outbox.fact(LINEAGE))
+        self._lineage_on_disk = str(self.lineage)
         self._inbox: asyncio.Queue[SessionEvent] = asyncio.Queue()
         self._errand = asyncio.Event()  # something waits that needs no verdict
         self._epoch_on_disk = self.ingress.epoch
@@ -121,6 +140,7 @@ class Client:
         await self.link.subscribe(
             self.topics.coordinator(Kind.COORDINATOR_STATUS),
             self.topics.coordinator(Kind.COORDINATOR_MODEL),
+            self.topics.revoked,
             self.topics.client(self.me, Kind.TASK),
             self.topics.client(self.me, Kind.STATUS),
             self.topics.all_down(self.me),
@@ -166,11 +186,13 @@ class Client:
                     self._log("broker.connected")
                     self.courier.link_up()
                     self._is_down = False
+                    self.lineage.heard(time.monotonic())
                     self._crew.spawn(self._announce())
                     self._inbox.put_nowait(LinkBack())
                     self._errand.set()
                 case LinkDown(why, next_try_s):
                     self.courier.link_down()
+                    self.lineage.link_down()
                     if not self._is_down:  # say so once; it goes on trying by itself
                         facts = {"why": why, "next_try_s": round(next_try_s, 1)}
                         logger.warning("broker.unreachable", extra=log.facts(**facts))
@@ -188,8 +210,11 @@ class Client:
                 self.courier.arrived(place, data)
             case Said(place, _, Status() as status):
                 self._status(place.kind, status)
-            case Said(_, _, message):
+            case Said(_, _, message, _, boot):
+                self._audience = boot or self._audience
                 self._heard(message)
+            case Withdrawn(pem):
+                self._crew.spawn(self._withdraw(pem))
             case Refused(_, reason, detail, count) as refused if refused.is_news:
                 about = {"topic": topic, "reason": reason, "detail": detail, "count": count}
                 logger.warning("message.refused", extra=log.facts(**about))
@@ -212,10 +237,26 @@ class Client:
                 self.courier.finished(ClientId(COORDINATOR), digest)
             case Unavailable(digest=digest, reason=reason):
                 self.courier.unavailable(digest, reason)
-            case ModelLine(schema=schema):
-                self._check_schema(schema)
+            case ModelLine():
+                self._check_schema(message.schema)
+                self._watch(self.lineage.take(message, time.monotonic()), message.version)
+                self._errand.set()
             case _:
                 pass
+
+    def _watch(self, problem: str | None, version: int) -> None:
+        """Say what is wrong with what the coordinator is said to say."""
+        if problem is None:
+            return
+        about = {"problem": problem, "version": version, "known": self.lineage.version}
+        logger.warning("model.doubtful", extra=log.facts(**about))
+        self.report({"event": "model.doubtful", **about})
+
+    async def _withdraw(self, pem: bytes) -> None:
+        """Heed a newer revocation list; if we are on it, there is nothing left to do."""
+        if self.ingress.trust.revokes(self.voice.identity.certificate_der):
+            self._give_up(RevokedError(f"the certificate of {self.me} was revoked"))
+        await self._durably(identity.keep_revocations, self.state_dir, pem)
 
     def _check_schema(self, schema: str) -> None:
         """Give up where the federation trains another model: no task could ever be done."""
@@ -235,9 +276,7 @@ class Client:
     def _status(self, kind: Kind, status: Status) -> None:
         """Answer a coordinator that started anew, and correct what is said of us."""
         if kind is Kind.COORDINATOR_STATUS:
-            if status.state is Presence.ONLINE and status.boot != self.coordinator_boot:
-                self.coordinator_boot = status.boot
-                self._crew.spawn(self._greet())
+            self._coordinator_status(status)
         elif (status.state, status.boot) == (Presence.ONLINE, self.voice.boot):
             self._heard_ourselves = True
         elif not self._over.is_set():
@@ -246,6 +285,15 @@ class Client:
                 logger.warning("client.doubled", extra=log.facts(**about))
                 self.report({"event": "client.doubled", **about})
             self._crew.spawn(self._announce())
+
+    def _coordinator_status(self, status: Status) -> None:
+        if status.state is Presence.OFFLINE and status.boot == self.coordinator_boot:
+            self._coordinator_is_here = False  # a will does not count: somebody may bring it out at any time
+        elif status.state is Presence.ONLINE and status.epoch >= self.ingress.epoch:  # else it was replaced
+            self._coordinator_is_here = True
+            if status.boot != self.coordinator_boot:
+                self.coordinator_boot = self._audience = status.boot
+                self._crew.spawn(self._greet())
 
     # --- what is to be done -----------------------------------------------------------------------
 
@@ -310,6 +358,8 @@ class Client:
     async def _fetch(self, effect: Fetch) -> None:
         digest = Digest(effect.base.digest)
         problem = chunks.check(effect.base)
+        if problem is None and effect.base.codec != "none":  # models always travel so
+            problem = Reason.MALFORMED
         if problem is None and effect.base.size != self.trainer.schema.elements * 4:
             problem = Reason.WRONG_SIZE
         if problem:
@@ -350,7 +400,7 @@ class Client:
     def _work(self, task: Task) -> tuple[Update, bytes | memoryview]:
         """Train; returns the update and its delta's bytes."""
         data = self.store.read(task.base.digest)
-        base = compression.decode(task.base.codec, data, self.trainer.schema.elements)
+        base = compression.decode("none", data, self.trainer.schema.elements)
         result = self.trainer.train(base, task.plan)
         encoded = compression.encode(task.codec, result.delta)
         manifest = chunks.describe(encoded, codec=task.codec, schema=self.trainer.schema.digest)
@@ -403,6 +453,7 @@ class Client:
     async def _announce(self) -> None:
         info = Info(
             boot=self.voice.boot,
+            sequence=self.voice.next_number(),
             version=VERSION,
             certificate=self.voice.certificate,
             examples=self.trainer.examples,
@@ -424,6 +475,8 @@ class Client:
         while True:
             await asyncio.sleep(limits.HEARTBEAT_S)
             self._beats += 1
+            if self._coordinator_is_here:
+                self._watch(self.lineage.check(time.monotonic()), self.lineage.version)
             try:
                 self._give_way(await in_background(self.custody.expire))
                 used = await in_background(lambda: self.outbox.bytes_used)
@@ -444,7 +497,7 @@ class Client:
             await self._show(Kind.HEARTBEAT, beat, retain=False, qos=0)
 
     async def _run_errands(self) -> None:
-        """Send what waits and needs no verdict, and write down the coordinator's epoch, whenever there is news."""
+        """Send what waits and needs no verdict, and write down how far the coordinator is, whenever there is news."""
         while True:
             await self._errand.wait()
             self._errand.clear()
@@ -453,6 +506,9 @@ class Client:
                 if epoch > self._epoch_on_disk:
                     await in_background(self.outbox.set_fact, EPOCH, str(epoch))
                     self._epoch_on_disk = epoch
+                if (lineage := str(self.lineage)) != self._lineage_on_disk:
+                    await in_background(self.outbox.set_fact, LINEAGE, lineage)
+                    self._lineage_on_disk = lineage
                 await self._send_metrics()
             except DamagedError as error:
                 self._give_up(error)
@@ -482,7 +538,9 @@ class Client:
         return await self.voice.show(self.link, topic, message, retain=retain, qos=qos)
 
     async def _tell(self, message: Message) -> None:
-        await self.voice.tell(self.link, self.topics.client(self.me, Kind.REPLY), message)
+        if self._audience is not None:  # else nobody is there; what is due is said again when it comes
+            topic = self.topics.client(self.me, Kind.REPLY)
+            await self.voice.tell(self.link, topic, message, self._audience)
 
     def _log(self, event: str, **facts: object) -> None:
         logger.info(event, extra=log.facts(**facts))

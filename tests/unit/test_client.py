@@ -8,19 +8,20 @@ from contextlib import asynccontextmanager, suppress
 import numpy as np
 import pytest
 
-from common import chunks, limits
+from common import chunks, codec, envelope, limits
 from common.blobs import BlobStore
 from common.bus import Arrived
 from common.database import Database
 from common.errors import DamagedError, StorageError, TransportError
 from common.identity import Role
-from common.ids import Boot, ClientId
+from common.ids import Boot, ClientId, sha256
 from common.ingress import Said
 from common.messages import (
     Cancel,
     ClientMetrics,
     Declined,
     Heartbeat,
+    ModelLine,
     Plan,
     Presence,
     Reason,
@@ -36,7 +37,8 @@ from common.tensors import Schema
 from common.topics import Kind, Topics
 from common.voice import Voice
 from edge_client import session
-from edge_client.service import EPOCH, About, Client
+from edge_client.lineage import FORKED, FROZEN, ROLLED_BACK
+from edge_client.service import EPOCH, LINEAGE, About, Client
 from edge_client.session import Phase
 from support import federation
 from support.federation import ingress, member
@@ -137,6 +139,23 @@ class Coordinator:
         await self.bus.subscribe(*(TOPICS.client(ME, kind) for kind in kinds), TOPICS.all_up())
         status = self.voice.status(Presence.ONLINE)
         await self.voice.show(self.bus, TOPICS.coordinator(Kind.COORDINATOR_STATUS), status, retain=True)
+
+    async def show(self, version, word="", schema=None):
+        """Say which model is the global one."""
+        line = ModelLine(
+            run=RUN,
+            round=version,
+            digest=sha256(f"model {version} {word}".encode()),
+            size=8,
+            chunk=1024,
+            hashes="",
+            codec="none",
+            schema=schema or SCHEMA.digest,
+            tensors=[],
+            version=version,
+            epoch=self.voice.epoch,
+        )
+        await self.voice.show(self.bus, TOPICS.coordinator(Kind.COORDINATOR_MODEL), line, retain=True)
 
     async def tell(self, message):
         await self.voice.tell(self.bus, TOPICS.client(ME, Kind.TASK), message)
@@ -521,5 +540,169 @@ def test_the_highest_epoch_is_written_down_and_a_replaced_coordinator_is_not_hee
                 await older.ask(client, 1)
                 await eventually(lambda: client.ingress.refusals[Reason.FENCED] == 1)
         assert lab.trainer.trained == 0
+
+    play(story)
+
+
+# --- whom it speaks to, and what it believes ------------------------------------------------------
+
+
+class Ear(MemoryBus):
+    """Hears what the client says to its coordinator, as a broker does."""
+
+    async def listen(self):
+        await self.subscribe(TOPICS.client(ME, Kind.REPLY))
+
+    def audiences(self):
+        """List for which starts of the coordinator it was."""
+        found = []
+        while not self.inbox.empty():
+            match self.inbox.get_nowait():
+                case Arrived(_, payload):
+                    found.append(codec.decode(envelope.read(payload).header, envelope.Header).audience)
+        return found
+
+
+def test_nothing_is_told_before_a_coordinators_start_is_known_and_then_to_that_start_alone(lab):
+    async def story():
+        ear = Ear(lab.broker, "ear")
+        async with ear:
+            await ear.listen()
+            first = Coordinator(lab)
+            async with first.bus:
+                await first.come()
+                client = lab.client()
+                async with serving(client):
+                    await first.ask(client, 1)
+                    await first.hear(Update)
+            assert set(ear.audiences()) == {first.voice.boot}
+            lab.broker.retained.clear()  # nobody says who coordinates now
+            client = lab.client()
+            async with serving(client):
+                await eventually(lambda: TOPICS.client(ME, Kind.STATUS) in lab.broker.retained)
+                client._inbox.put_nowait(session.LinkBack())  # what makes it offer again
+                await eventually(client._inbox.empty)
+                for _ in range(20):  # more turns than it takes to say something
+                    await asyncio.sleep(0)
+                assert ear.audiences() == []
+                second = Coordinator(lab, epoch=2)
+                async with second.bus:
+                    await second.come()
+                    await second.hear(Update)
+                assert set(ear.audiences()) == {second.voice.boot}
+
+    play(story)
+
+
+def test_a_replaced_coordinator_that_says_online_is_not_spoken_to(lab):
+    async def story():
+        new, old = Coordinator(lab, epoch=5), Coordinator(lab, epoch=4)
+        async with new.bus:
+            await new.come()
+            client = lab.client()
+            async with serving(client):
+                await eventually(lambda: client.coordinator_boot == new.voice.boot)
+                await old.voice.show(
+                    new.bus,
+                    TOPICS.coordinator(Kind.COORDINATOR_STATUS),
+                    old.voice.status(Presence.ONLINE),
+                    retain=False,
+                )
+                await new.show(1)
+                await eventually(lambda: client.lineage.version == 1)
+                assert client.coordinator_boot == client._audience == new.voice.boot
+
+    play(story)
+
+
+def doubts(lab):
+    return [(one["problem"], one["version"], one["known"]) for one in lab.named("model.doubtful")]
+
+
+def test_an_older_model_and_a_second_one_with_its_number_are_told_of_over_restarts(lab):
+    async def story():
+        coordinator = Coordinator(lab)
+        async with coordinator.bus:
+            await coordinator.come()
+            client = lab.client()
+            async with serving(client):
+                await coordinator.show(5)
+                await eventually(lambda: client.lineage.version == 5)
+                assert not lab.named("model.doubtful")
+                await coordinator.show(4)
+                await eventually(lambda: doubts(lab) == [(ROLLED_BACK, 4, 5)])
+                await eventually(lambda: client.outbox.fact(LINEAGE) == str(client.lineage))
+            lab.events.clear()
+            client = lab.client()
+            async with serving(client):  # the retained line is the older one
+                await eventually(lambda: doubts(lab) == [(ROLLED_BACK, 4, 5)])
+                await coordinator.show(5, "other")
+                await eventually(lambda: doubts(lab)[1:] == [(FORKED, 5, 5)])
+                await coordinator.show(6)
+                await eventually(lambda: client.lineage.version == 6)
+            assert len(doubts(lab)) == 2
+
+    play(story)
+
+
+def test_a_coordinator_that_is_here_and_says_nothing_of_its_model_is_told_of_once(lab, monkeypatch):
+    monkeypatch.setattr(limits, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(limits, "MODEL_STALE_S", 0.05)
+
+    async def story():
+        coordinator = Coordinator(lab)
+        async with coordinator.bus:
+            client = lab.client()
+            async with serving(client):
+                await eventually(lambda: client._beats > 10)
+                assert not doubts(lab)  # nobody is here to say anything
+                await coordinator.come()
+                await eventually(lambda: doubts(lab) == [(FROZEN, 0, 0)])
+                beats = client._beats
+                await eventually(lambda: client._beats > beats + 10)
+                assert len(doubts(lab)) == 1
+                await coordinator.show(1)
+                await eventually(lambda: doubts(lab)[1:] == [(FROZEN, 1, 1)])
+
+    play(story)
+
+
+@pytest.mark.parametrize(("state", "is_expected"), [(Presence.OFFLINE, False), (Presence.LOST, True)])
+def test_of_a_coordinator_that_said_farewell_nothing_is_expected_but_a_will_proves_nothing(
+    lab, monkeypatch, state, is_expected
+):
+    monkeypatch.setattr(limits, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(limits, "MODEL_STALE_S", 0.3)
+
+    async def story():
+        coordinator = Coordinator(lab)
+        async with coordinator.bus:
+            await coordinator.come()
+            client = lab.client()
+            async with serving(client):
+                await eventually(lambda: client._coordinator_is_here)
+                status = coordinator.voice.status(state)
+                topic = TOPICS.coordinator(Kind.COORDINATOR_STATUS)
+                await coordinator.voice.show(coordinator.bus, topic, status, retain=True)
+                if not is_expected:
+                    await eventually(lambda: not client._coordinator_is_here)
+                client.lineage.heard_at = -1000.0
+                beats = client._beats
+                await eventually(lambda: client._beats > beats + 3)
+                assert bool(doubts(lab)) is is_expected
+
+    play(story)
+
+
+def test_while_the_link_is_down_nothing_is_expected_of_a_coordinator(lab):
+    async def story():
+        client = lab.client()
+        async with serving(client):
+            await eventually(lambda: client.lineage.heard_at is not None)
+            client.link.break_link()
+            await eventually(lambda: client._is_down)
+            assert client.lineage.heard_at is None
+            client.link.restore()
+            await eventually(lambda: client.lineage.heard_at is not None)
 
     play(story)

@@ -373,6 +373,7 @@ class Histories(RuleBasedStateMachine):
         super().__init__()
         self.now, self.session = 0.0, Session(SCHEMA)
         self.finished, self.judged, self.trained = {}, {}, []
+        self.bases = {}
         self.training = None
         self.declined = None
 
@@ -400,6 +401,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(number=st.integers(1, 4), base=st.integers(0, 2))
     def ask(self, number, base):
+        base = self.bases.setdefault(number, base)  # a round has one
         asked = (RUN, manifest(str(base)).digest)
         effects = self.tell(Asked(task(number, str(base))))
         if asked in self.finished:
