@@ -9,13 +9,15 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from common.errors import ConfigError, FedmqError, UsageError, WireError, cause_of
+from common.limits import ROTATION_OVERLAP_DAYS
+from common.log import escape
 from compose.options import (
     Alpha,
     BatchSize,
@@ -32,15 +34,21 @@ from compose.options import (
     Engine,
     Federation,
     Host,
+    Hosts,
+    Insecure,
+    JoinCode,
+    JoinImage,
     Json,
     KeepUpdates,
     KeysDir,
+    KeyTypeOption,
     Late,
     LocalEpochs,
     LogFile,
     LogLevel,
     Lr,
     MaxExamples,
+    MemberName,
     Mode,
     ModelName,
     ModelOption,
@@ -48,21 +56,28 @@ from compose.options import (
     NumClients,
     NumRounds,
     Optimizer,
+    Pairing,
+    PairingPort,
     Partition,
+    PassphraseFile,
     Patience,
     Port,
     QuorumShare,
     Resume,
+    RoleName,
     Seed,
     StateDir,
     Strategy,
     Threads,
+    TlsOption,
     WaitFor,
     WsPort,
 )
 
 if TYPE_CHECKING:
-    from common.messages import Start, Stop
+    from common.certificates import Role
+    from common.ingress import Command
+    from common.invitation import Invitation
     from common.settings import Settings
 
 T = TypeVar("T")
@@ -77,9 +92,13 @@ app = typer.Typer(
     add_completion=False,
 )
 keys_app = typer.Typer(help="Keys and certificates of the federation.", no_args_is_help=True)
+clients_app = typer.Typer(help="The clients of the federation.", no_args_is_help=True)
+pair_app = typer.Typer(help="Let newcomers into the federation.", no_args_is_help=True)
 config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
 audit_app = typer.Typer(help="What a run's folder proves.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.add_typer(clients_app, name="clients")
+app.add_typer(pair_app, name="pair")
 app.add_typer(config_app, name="config")
 app.add_typer(audit_app, name="audit")
 
@@ -150,7 +169,15 @@ def broker(
     port: Port = None,
     ws_port: WsPort = None,
     engine: Engine = None,
+    tls: TlsOption = None,
+    insecure: Insecure = None,
+    pairing: Pairing = None,
+    pairing_port: PairingPort = None,
+    hosts: Hosts = None,
+    key_type: KeyTypeOption = None,
+    passphrase_file: PassphraseFile = None,
     state_dir: StateDir = None,
+    keys_dir: KeysDir = None,
     federation: Federation = None,
     log_level: LogLevel = None,
     log_file: LogFile = None,
@@ -160,27 +187,28 @@ def broker(
     """Run a broker until it is interrupted."""
     settings = _load(
         config,
+        **_part_flags(locals()),
         broker__host=host,
         broker__port=port,
         broker__ws_port=ws_port,
         broker__engine=engine,
-        state_dir=state_dir,
-        federation=federation,
-        log__level=log_level,
-        log__file=log_file,
+        broker__tls=tls,
+        broker__insecure=insecure,
+        broker__pairing=pairing,
+        broker__pairing_port=pairing_port,
+        broker__hosts=hosts,
     )
-    from broker.engine import BrokerPolicy, serve
-    from common.settings import default_state
+    from broker.assembly import policy_of
+    from broker.engine import Running, serve
 
-    chosen = settings.broker
-    directory = settings.state_dir or default_state(settings.federation, "broker", chosen.engine)
     report = _reporter(as_json=as_json)
-    _run(
-        serve(
-            BrokerPolicy(chosen.engine, chosen.host, chosen.port, chosen.ws_port, directory),
-            lambda at, number: report({"event": "broker.listening", "host": at, "port": number}),
-        )
-    )
+
+    def ready(at: Running) -> None:
+        report({"event": "broker.listening", **at.facts()})
+
+    with _errors_said():
+        policy = policy_of(settings)
+    _run(serve(policy, ready))
 
 
 @app.command()
@@ -218,6 +246,8 @@ def coordinator(
     brokers: Brokers = None,
     state_dir: StateDir = None,
     keys_dir: KeysDir = None,
+    key_type: KeyTypeOption = None,
+    passphrase_file: PassphraseFile = None,
     federation: Federation = None,
     log_level: LogLevel = None,
     log_file: LogFile = None,
@@ -255,7 +285,11 @@ def coordinator(
 
 @app.command()
 def client(
-    client_id: ClientName,
+    client_id: Annotated[
+        str | None, typer.Option("--client-id", help="The client's id: lower-case letters, digits, hyphens.")
+    ] = None,
+    join: JoinCode = None,
+    join_image: JoinImage = None,
     dataset: Dataset = None,
     model: ModelName = None,
     num_clients: NumClients = None,
@@ -272,6 +306,8 @@ def client(
     device: Device = None,
     threads: Threads = None,
     brokers: Brokers = None,
+    key_type: KeyTypeOption = None,
+    passphrase_file: PassphraseFile = None,
     state_dir: StateDir = None,
     keys_dir: KeysDir = None,
     federation: Federation = None,
@@ -280,13 +316,23 @@ def client(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Run one client: train on data that stays here, report signed updates."""
-    settings = _load(config, **_training_flags(locals()), **_part_flags(locals()))
+    """Run one client: train on data that stays here, report signed updates. With --join it is enrolled first."""
+    flags = {**_training_flags(locals()), **_part_flags(locals())}
+    report = _reporter(as_json=as_json)
+    if join is not None or join_image is not None:
+        settings, invitation = _invited(config, flags, join, join_image)
+        from common.certificates import Role
+
+        _, name = _join(settings, invitation, Role.CLIENT, client_id, report)
+    else:
+        settings = _load(config, **flags)
+        if client_id is None:
+            _fail(UsageError("say who this client is with --client-id, or let it be enrolled with --join"))
+        name = client_id
     from edge_client.assembly import serve
 
-    report = _reporter(as_json=as_json)
     with _only_json(as_json):
-        _run(serve(settings, client_id, report=report, part=part, threads=threads))
+        _run(serve(settings, name, report=report, part=part, threads=threads))
 
 
 @app.command()
@@ -306,7 +352,7 @@ def outbox(
     except FedmqError as error:
         _fail(error)
     for said in map(json.dumps, owed.events(found)) if as_json else owed.lines(found):
-        print(said)
+        print(escape(said))
 
 
 @app.command()
@@ -418,34 +464,267 @@ def config_show(
         print(shown + (f"  # {whence[name]}" if whence else ""))
 
 
-@keys_app.command("issue")
-def keys_issue(
-    role: Annotated[
-        str, typer.Argument(metavar="ROLE", help="coordinator, client, operator, dashboard or bridge.")
-    ],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The participant's id.")],
+@keys_app.command("init")
+def keys_init(
+    key_type: KeyTypeOption = None,
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Ask for a passphrase that locks the root's key.")
+    ] = False,
+    passphrase_file: PassphraseFile = None,
     keys_dir: KeysDir = None,
     federation: Federation = None,
     config: Config = None,
 ) -> None:
-    """Make a participant's key and certificate, to be copied to its machine; makes the root if there is none."""
+    """Make the root of a federation: the key that vouches for everybody in it."""
     settings = _load(config, **_part_flags(locals()))
+    from common import parts
+    from compose import keyring
+
+    with _errors_said():
+        secret = keyring.new_passphrase() if passphrase else parts.passphrase(settings)
+        root, is_new = keyring.init(settings, secret)
+        print(f"{'made' if is_new else 'there is already'} the root of federation {root.federation}")
+        print(f"fingerprint: {root.fingerprint}")
+        print(f"directory:   {parts.keys_dir(settings)}")
+        print("Keep a copy of root.key in a safe place: whoever has it can be anybody in the federation.")
+
+
+@keys_app.command("show")
+def keys_show(
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show the root, the keys that are here, and all certificates that the root has signed."""
+    settings = _load(config, **_part_flags(locals()))
+    from compose import keyring
+
+    with _errors_said():
+        facts = keyring.shown(settings)
+        for said in map(json.dumps, facts) if as_json else keyring.lines(facts):
+            print(said)
+
+
+@keys_app.command("issue")
+def keys_issue(
+    role: RoleName,
+    name: MemberName,
+    hosts: Hosts = None,
+    key_type: KeyTypeOption = None,
+    passphrase_file: PassphraseFile = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+) -> None:
+    """Make a participant's key and certificate here; makes the root if there is none."""
+    settings = _load(config, **_part_flags(locals()), broker__hosts=hosts)
     _make_root(settings)
     from common import identity, parts
+    from compose import keyring
 
-    directory = parts.keys_dir(settings)
-    try:
-        wanted = identity.Role(role)
-    except ValueError:
-        _fail(UsageError(f"no role is called {role!r}; there are: {', '.join(identity.Role)}"))
-    try:
-        identity.issue(directory, wanted, name)
-    except FedmqError as error:
-        _fail(error)
-    stem = f"{wanted}-{name}"
+    with _errors_said():
+        wanted = keyring.role_of(role)
+        identity.issue(
+            parts.keys_dir(settings),
+            wanted,
+            name,
+            identity.KeyType(settings.key_type),
+            hosts=settings.broker.hosts,
+            passphrase=parts.passphrase(settings),
+            root_passphrase=keyring.passphrase(settings),
+        )
+    print(f"{wanted} {name} is in {parts.keys_dir(settings)}")
+    export = f"fedmq keys export {wanted} {name} --federation {settings.federation} --to DIRECTORY"
+    print(f"take it to another machine: {export}")
+
+
+@keys_app.command("export")
+def keys_export(
+    role: Annotated[
+        str | None, typer.Argument(metavar="[ROLE", help="Whose; the root's if not given.")
+    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME]", help="The participant's id.")] = None,
+    to: Annotated[Path, typer.Option("--to", help="Directory to copy into.")] = Path(),
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+) -> None:
+    """Copy the root's certificate, or with ROLE and NAME all that a participant needs on its machine."""
+    settings = _load(config, **_part_flags(locals()))
+    from common import identity, parts
+    from compose import keyring
+
+    with _errors_said():
+        if (role is None) is not (name is None):
+            raise UsageError("give both ROLE and NAME, or neither")
+        whose = keyring.role_of(role) if role is not None else None
+        written = identity.export(parts.keys_dir(settings), to, whose, name or "")
+        for path in written:
+            print(path)
+        print(f"root: {identity.read_root(parts.keys_dir(settings)).fingerprint}")
+
+
+@keys_app.command("rotate")
+def keys_rotate(
+    role: RoleName,
+    name: MemberName,
+    overlap_days: Annotated[
+        float, typer.Option(min=0, max=366, help="Days for which the old certificate counts as well.")
+    ] = ROTATION_OVERLAP_DAYS,
+    key_type: KeyTypeOption = None,
+    passphrase_file: PassphraseFile = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+) -> None:
+    """Give a participant whose keys are here, beside the root's, a new key and certificate."""
+    settings = _load(config, **_part_flags(locals()))
+    from compose import keyring
+
+    with _errors_said():
+        ends = keyring.rotate(settings, keyring.role_of(role), name, overlap_days, key_type)
     print(
-        f"copy {stem}.key, {stem}.pem and root.pem from {directory} to the keys directory of {name}'s machine"
+        f"{role} {name} has a new key; restart it to use it. The old one counts until {ends:%Y-%m-%d %H:%M} UTC"
     )
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    role: RoleName,
+    name: MemberName,
+    passphrase_file: PassphraseFile = None,
+    brokers: Brokers = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+) -> None:
+    """Take back all certificates of a participant, and tell the federation; again tells it again."""
+    _revoke(_load(config, **_part_flags(locals())), role, name)
+
+
+@pair_app.command("invite")
+def pair_invite(
+    name: Annotated[str | None, typer.Option(help="The newcomer's id; it chooses if not given.")] = None,
+    role: Annotated[str, typer.Option(help="client, bridge, operator or dashboard.")] = "client",
+    at: Annotated[
+        str | None,
+        typer.Option("--at", help="HOST:PORT that newcomers reach; the broker's, one port on, if not given."),
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="File to draw the code into.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="File to draw the code into.")] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Let in whoever holds the code, without comparing six digits.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also a name that has a certificate already.")
+    ] = False,
+    passphrase_file: PassphraseFile = None,
+    brokers: Brokers = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show a code that lets one newcomer in, once, within ten minutes; run it where the root's key is."""
+    settings = _load(config, **_part_flags(locals()))
+    from compose import inviting, keyring
+
+    with _errors_said():
+        wish = inviting.Wish(keyring.role_of(role), name or "", at, confirm=not yes, may_replace=replace)
+        secret = keyring.passphrase(settings)
+    show = functools.partial(
+        inviting.show, png=png, svg=svg, as_json=as_json, is_named=bool(name) or role != "client"
+    )
+    _run(inviting.invite(settings, wish, secret, show, _reporter(as_json=as_json)))
+
+
+@pair_app.command("join")
+def pair_join(
+    code: Annotated[
+        str | None, typer.Argument(metavar="CODE", help="The invitation; - reads it from standard input.")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="FILE", help="Picture of the invitation's QR code.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The id that is wanted; as invited if not given.")] = None,
+    key_type: KeyTypeOption = None,
+    passphrase_file: PassphraseFile = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Be enrolled with an invitation, in whatever role it is for, and keep the keys."""
+    settings, invitation = _invited(config, _part_flags(locals()), code, image)
+    _join(settings, invitation, None, name, _reporter(as_json=as_json))
+
+
+@clients_app.command("list")
+def clients_list(
+    brokers: Brokers = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """List the clients that are known at the broker."""
+    settings = _load(config, **_part_flags(locals()))
+    from compose import operate
+
+    for facts in operate.clients(_run(operate.look(settings))):
+        print(json.dumps({"event": "client", **facts}) if as_json else operate.client_line(facts))
+
+
+@clients_app.command("exclude")
+def clients_exclude(
+    client_id: Annotated[str, typer.Argument(metavar="CLIENT", help="The client's id.")],
+    brokers: Brokers = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Let a client take part no more, until it is admitted; its keys stay valid."""
+    from common.messages import Exclude
+
+    _command(
+        _load(config, **_part_flags(locals())),
+        lambda it, us: Exclude(command=it, certificate=us, client=_client_name(client_id)),
+        as_json=as_json,
+    )
+
+
+@clients_app.command("admit")
+def clients_admit(
+    client_id: Annotated[str, typer.Argument(metavar="CLIENT", help="The client's id.")],
+    brokers: Brokers = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Let a client take part again that was excluded."""
+    from common.messages import Admit
+
+    _command(
+        _load(config, **_part_flags(locals())),
+        lambda it, us: Admit(command=it, certificate=us, client=_client_name(client_id)),
+        as_json=as_json,
+    )
+
+
+@clients_app.command("revoke")
+def clients_revoke(
+    client_id: Annotated[str, typer.Argument(metavar="CLIENT", help="The client's id.")],
+    passphrase_file: PassphraseFile = None,
+    brokers: Brokers = None,
+    keys_dir: KeysDir = None,
+    federation: Federation = None,
+    config: Config = None,
+) -> None:
+    """Take a client's certificates back for good; as `fedmq keys revoke client CLIENT`."""
+    _revoke(_load(config, **_part_flags(locals())), "client", client_id)
 
 
 @audit_app.command("verify")
@@ -475,7 +754,7 @@ def audit_verify(
         _fail(error)
     shown = map(json.dumps, examine.events(report, trusted)) if as_json else examine.lines(report, trusted)
     for said in shown:
-        print(said)
+        print(escape(said))
     if not report.ok:
         raise typer.Exit(WireError.exit_code)
 
@@ -534,6 +813,8 @@ def _part_flags(given: dict[str, Any]) -> dict[str, Any]:
         "state_dir": "state_dir",
         "keys_dir": "keys_dir",
         "federation": "federation",
+        "key_type": "key_type",
+        "passphrase_file": "passphrase_file",
         "log_level": "log__level",
         "log_file": "log__file",
     }
@@ -570,10 +851,13 @@ def _make_root(settings: "Settings") -> None:
 
     directory = parts.keys_dir(settings)
     if not (directory / "root.pem").exists():
-        try:
-            root = identity.create_root(directory, settings.federation)
-        except FedmqError as error:
-            _fail(error)
+        with _errors_said():
+            root = identity.create_root(
+                directory,
+                settings.federation,
+                identity.KeyType(settings.key_type),
+                parts.passphrase(settings),
+            )
         print(f"made the root of federation {settings.federation}: {root.fingerprint}", file=sys.stderr)
 
 
@@ -607,6 +891,75 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         _fail(cause)
 
 
+@contextlib.contextmanager
+def _errors_said() -> Iterator[None]:
+    """Turn what goes wrong into a sentence and an exit code."""
+    try:
+        yield
+    except FedmqError as error:
+        _fail(error)
+
+
+def _client_name(text: str) -> str:
+    from common.ids import client_id
+
+    with _errors_said():
+        return client_id(text)
+
+
+def _invited(
+    path: Path | None, flags: dict[str, Any], code: str | None, image: Path | None
+) -> "tuple[Settings, Invitation]":
+    """Read an invitation, and the settings for the federation that it is for."""
+    from common import invitation, qr
+
+    with _errors_said():
+        if (code is None) is (image is None):
+            raise UsageError("give the code, or a picture of it")
+        text = qr.read_image(image) if image is not None else code
+        read = invitation.parse(sys.stdin.readline() if text == "-" else str(text))
+    if flags["federation"] is None:
+        flags["federation"] = read.federation
+    settings = _load(path, **flags)
+    if settings.federation != read.federation:
+        _fail(
+            ConfigError(
+                f"the invitation is for federation {read.federation!r}, not for {settings.federation!r}",
+                advice="Leave out --federation, or ask for an invitation of that federation.",
+            )
+        )
+    return settings, read
+
+
+def _join(
+    settings: "Settings",
+    invitation: "Invitation",
+    role: "Role | None",
+    name: str | None,
+    report: Callable[[dict[str, object]], None],
+) -> "tuple[Role, str]":
+    """Be enrolled; for one role, unless this machine is, and another role than that is an error."""
+    from common import joining
+
+    with _errors_said():
+        known = joining.enrolled_already(settings, invitation, role, name or "") if role else None
+    if known is not None:
+        report({"event": "pairing.known", "role": known[0], "name": known[1]})
+    found = known or _run(joining.join(settings, invitation, name or "", report))
+    if role is not None and found[0] is not role:
+        _fail(ConfigError(f"the invitation was for a {found[0]}, not for a {role}; its keys are kept"))
+    return found
+
+
+def _revoke(settings: "Settings", role: str, name: str) -> None:
+    from compose import keyring
+
+    with _errors_said():
+        wanted, secret = keyring.role_of(role), keyring.passphrase(settings)
+    told = _run(keyring.revoke(settings, wanted, name, secret))
+    print(f"revoked {wanted} {name}; {told}")
+
+
 def _only_json(as_json: bool) -> contextlib.AbstractContextManager[object]:
     """Send what plug-ins print to standard error, where standard output is for events."""
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
@@ -629,27 +982,29 @@ def _reporter(*, as_json: bool, verb: str = "") -> Callable[[dict[str, object]],
     def as_text(facts: dict[str, object]) -> None:
         shown = {name: value for name, value in facts.items() if value is not None and name != "event"}
         words = " ".join(f"{name}={value}" for name, value in shown.items())
-        print(f"{facts.get('event', verb)} {words}".strip(), flush=True)
+        print(escape(f"{facts.get('event', verb)} {words}".strip()), flush=True)
 
     return as_line if as_json else as_text
 
 
-def _command(settings: "Settings", make: "Callable[[str, bytes], Start | Stop]", *, as_json: bool) -> None:
+def _command(settings: "Settings", make: "Callable[[str, bytes], Command]", *, as_json: bool) -> None:
     from common.errors import CommandRefusedError
     from compose import operate
 
     answer = _run(operate.command(settings, make))
     if answer.refused:
-        _fail(CommandRefusedError(answer.refused))
+        _fail(CommandRefusedError(escape(answer.refused)))
     _reporter(as_json=as_json)({"event": "command.taken", "run": answer.run})
 
 
 def _print_status(facts: dict[str, Any]) -> None:
     from compose.wording import count
 
-    print(f"coordinator: {facts['coordinator']}, {facts['phase'] or 'no word of a run'}")
+    lines = [f"coordinator: {facts['coordinator']}, {facts['phase'] or 'no word of a run'}"]
     if facts["round"]:
-        print(f"run: {facts['run']}, {count(facts['rounds'], 'round')}")
-        print(f"round: {facts['round']}, {facts['reported']} of {facts['cohort']} reported")
+        lines.append(f"run: {facts['run']}, {count(facts['rounds'], 'round')}")
+        lines.append(f"round: {facts['round']}, {facts['reported']} of {facts['cohort']} reported")
     for name, about in facts["clients"].items():
-        print(f"{name}: {about['state']}, {count(about['examples'], 'example')}, {about['model']}")
+        lines.append(f"{name}: {about['state']}, {count(about['examples'], 'example')}, {about['model']}")
+    for line in lines:
+        print(escape(line))  # words of peers are among them: they must not steer a terminal

@@ -240,18 +240,15 @@ def _import_once(settings: Settings) -> None:
 
 def _broker(settings: Settings, state_dir: Path, told: int) -> Main:
     async def run(part: Part) -> int:
-        from broker.engine import BrokerPolicy, serve
+        from broker.assembly import policy_of
+        from broker.engine import Running, serve
 
-        def ready(host: str, port: int) -> None:
-            keys_dir = str(settings.keys_dir)
-            part.report({"event": "broker.listening", "host": host, "port": port, "keys_dir": keys_dir})
-            os.write(told, f"{host}:{port}\n".encode())
+        def ready(at: Running) -> None:
+            part.report({"event": "broker.listening", **at.facts(), "keys_dir": str(settings.keys_dir)})
+            os.write(told, f"{'mqtts' if at.tls else 'mqtt'}://{at.host}:{at.port}\n".encode())
             os.close(told)
 
-        broker = settings.broker
-        await serve(
-            BrokerPolicy(broker.engine, broker.host, broker.port, broker.ws_port, state_dir / "broker"), ready
-        )
+        await serve(policy_of(settings.model_copy(update={"state_dir": state_dir / "broker"})), ready)
         return 0
 
     return run

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
 from common import parts
-from common.bus import Arrived, LinkDown
+from common.bus import Arrived, LinkDown, LinkUp
 from common.errors import TimedOutError, TransportError, UnhealthyError
-from common.identity import Role, TrustStore
+from common.identity import Role
 from common.ids import OPERATOR, Boot, federation_id
-from common.ingress import Ingress, Refused, Said
+from common.ingress import Command, Ingress, Refused, Said
 from common.messages import (
     Answer,
     ConfigLine,
@@ -21,11 +21,10 @@ from common.messages import (
     ModelLine,
     Presence,
     RoundState,
-    Start,
     Status,
-    Stop,
 )
-from common.mqtt import Address, MqttLink
+from common.mqtt import MqttLink
+from common.revocations import Revocations
 from common.settings import Settings
 from common.topics import COORDINATOR_KINDS, Kind, Topics
 from common.voice import Voice
@@ -44,6 +43,12 @@ class Picture:
     config: ConfigLine | None = None
     clients: dict[str, Status] = field(default_factory=dict)
     infos: dict[str, Info] = field(default_factory=dict)
+    kids: dict[str, str] = field(default_factory=dict)  # hex
+
+    @property
+    def excluded(self) -> frozenset[str]:
+        """Who may not take part, as the coordinator says."""
+        return frozenset(self.round.excluded if self.round else ())
 
     def take(self, said: Said) -> None:
         """Fold one message in."""
@@ -54,6 +59,7 @@ class Picture:
                 self.clients[said.sender.name] = status
             case Info() as info:
                 self.infos[said.sender.name] = info
+                self.kids[said.sender.name] = said.sender.kid.hex()
             case RoundState() as state:
                 self.round = state
             case ModelLine() as model:
@@ -102,13 +108,13 @@ async def visit(settings: Settings) -> AsyncIterator[Visit]:
     federation = federation_id(settings.federation)
     us = parts.member(settings, Role.OPERATOR, OPERATOR)
     voice = Voice(us, Topics(federation), Boot(secrets.token_hex(8)))
-    name = f"{OPERATOR}-{secrets.token_hex(4)}"  # two operators at once must not cut each other off
-    link = MqttLink([Address.parse(text) for text in settings.link.brokers], name, username=OPERATOR)
+    trust = parts.trust(settings, us)
+    link = parts.link(settings, us, trust, OPERATOR)
     async with link:
-        yield Visit(link, voice, Ingress(federation, TrustStore(us.root)))
+        yield Visit(link, voice, Ingress(federation, trust))
 
 
-async def command(settings: Settings, make: Callable[[str, bytes], Start | Stop]) -> Answer:
+async def command(settings: Settings, make: Callable[[str, bytes], Command]) -> Answer:
     """Give the coordinator a command and wait for its answer.
 
     Raises: UnhealthyError where no coordinator is online, TimedOutError where it does not answer.
@@ -123,10 +129,10 @@ async def command(settings: Settings, make: Callable[[str, bytes], Start | Stop]
             )
             async for _, said in here.heard():
                 match said:
-                    case Said(_, _, Status(state=state)):
+                    case Said(_, _, Status(state=state, boot=boot)):
                         if state is not Presence.ONLINE:
                             raise UnhealthyError(f"the coordinator is {state}")
-                        await here.voice.tell(here.link, here.topics.control, wanted)
+                        await here.voice.tell(here.link, here.topics.control, wanted, boot)
                     case Said(_, _, Answer() as answer) if answer.command == name:
                         return answer
                     case _:
@@ -136,6 +142,42 @@ async def command(settings: Settings, make: Callable[[str, bytes], Start | Stop]
             f"no coordinator of {settings.federation} answered within {ANSWER_S:g} s"
         ) from None
     raise AssertionError("a bus does not end")
+
+
+async def publish_revocations(settings: Settings, pem: bytes) -> None:
+    """Let everybody know whose certificates count no more. Raises: TransportError, TimedOutError."""
+    try:
+        async with visit(settings) as here, asyncio.timeout(ANSWER_S):
+            while True:
+                match await here.link.next():
+                    case LinkUp():
+                        await here.link.publish(here.topics.revoked, pem, retain=True)
+                        return
+                    case LinkDown(why, _):
+                        raise TransportError(why)
+                    case _:
+                        pass
+    except TimeoutError:
+        raise TimedOutError(f"the broker did not answer within {ANSWER_S:g} s") from None
+
+
+async def revocations(settings: Settings) -> Revocations | None:
+    """Hear which revocation list the federation has; None: none. Raises: TransportError, ConfigError."""
+    async with visit(settings) as here:
+        await here.link.subscribe(here.topics.revoked)
+        until = time.monotonic() + ANSWER_S
+        with contextlib.suppress(TimeoutError):
+            while (left := until - time.monotonic()) > 0:
+                async with asyncio.timeout(left):
+                    event = await here.link.next()
+                match event:
+                    case LinkUp():
+                        until = time.monotonic() + QUIET_S
+                    case LinkDown(why, _):
+                        raise TransportError(why)
+                    case Arrived(topic, payload):
+                        here.ingress.admit(topic, payload)
+        return here.ingress.trust.revoked
 
 
 async def look(settings: Settings) -> Picture:
@@ -192,6 +234,30 @@ def facts(message: Message) -> Iterator[tuple[str, object]]:
             yield name, f"({len(value)})"
         elif value is not None:
             yield name, value
+
+
+def clients(picture: Picture) -> Iterator[dict[str, object]]:
+    """Put the clients of a picture into facts for `fedmq clients list`."""
+    for name in sorted(picture.clients.keys() | picture.infos.keys()):
+        info, status = picture.infos.get(name), picture.clients.get(name)
+        yield {
+            "client": name,
+            "state": status.state if status else "unknown",
+            "excluded": name in picture.excluded,
+            "examples": info.examples if info else None,
+            "model": info.model if info else None,
+            "dataset": info.dataset if info else None,
+            "kid": picture.kids.get(name),
+        }
+
+
+def client_line(facts: dict[str, object]) -> str:
+    """Put one client into a line."""
+    excluded = ", excluded" if facts["excluded"] else ""
+    return (
+        f"{facts['client']}: {facts['state']}{excluded}, {facts['examples']} examples, "
+        f"{facts['model']} on {facts['dataset']}, kid {facts['kid']}"
+    )
 
 
 def state(picture: Picture) -> dict[str, object]:

@@ -46,7 +46,7 @@ Strategy = Annotated[str | None, typer.Option(help="fedavg, fedavg(lr=0.5), or M
 Mode = Annotated[str | None, typer.Option(help="sync or buffered.")]
 Late = Annotated[str | None, typer.Option(help="What comes after its round: buffer or refuse.")]
 BufferSize = Annotated[int | None, typer.Option(help="Updates that are merged at once, if buffered.")]
-Codec = Annotated[str | None, typer.Option(help="How updates become bytes: none or fp16.")]
+Codec = Annotated[str | None, typer.Option(help="How updates become bytes: none, fp16, zstd or fp16+zstd.")]
 CohortSize = Annotated[int | None, typer.Option(help="Clients asked in a round; all if not given.")]
 QuorumShare = Annotated[float | None, typer.Option(help="Share of the cohort that must report.")]
 Patience = Annotated[float | None, typer.Option(help="Deadline of a round, as a multiple of observed times.")]
@@ -66,3 +66,38 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any free one.")]
 WsPort = Annotated[int | None, typer.Option(help="Port for MQTT over WebSocket.")]
 Engine = Annotated[str | None, typer.Option(help="amqtt or mosquitto.")]
+Hosts = Annotated[
+    str | None,
+    typer.Option("--hosts", help="Names and addresses the broker is reached by; several with commas."),
+]
+TlsOption = Annotated[
+    bool | None,
+    typer.Option("--tls/--no-tls", help="Mutual TLS; on unless only this machine can reach the address."),
+]
+Insecure = Annotated[
+    bool | None, typer.Option("--insecure", help="Do without TLS although others can reach the address.")
+]
+Pairing = Annotated[
+    bool | None, typer.Option("--pairing/--no-pairing", help="With TLS: let newcomers enrol.")
+]
+PairingPort = Annotated[
+    int | None, typer.Option(help="Port for pairing; the one after the port if not given.")
+]
+KeyTypeOption = Annotated[str | None, typer.Option("--key-type", help="rsa (2048 bits, PSS) or ed25519.")]
+PassphraseFile = Annotated[
+    Path | None, typer.Option(help="File that holds the passphrase of private keys, if they have one.")
+]
+RoleName = Annotated[
+    str, typer.Argument(metavar="ROLE", help="coordinator, client, operator, dashboard, bridge or broker.")
+]
+MemberName = Annotated[str, typer.Argument(metavar="NAME", help="The participant's id.")]
+JoinCode = Annotated[
+    str | None,
+    typer.Option(
+        "--join", metavar="CODE", help="Invitation to be enrolled with; - reads it from standard input."
+    ),
+]
+JoinImage = Annotated[
+    Path | None,
+    typer.Option("--join-image", metavar="FILE", help="Picture of the invitation's QR code."),
+]

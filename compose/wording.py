@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from common.log import escape
 from common.settings import Settings
 
 Event = dict[str, object]
@@ -70,7 +71,12 @@ NOTES = {
 
 
 def note(event: Event) -> str | None:
-    """Put what an operator should see into words."""
+    """Put what an operator should see into words; those of a peer among them steer no terminal."""
+    said = _note(event)
+    return None if said is None else escape(said)
+
+
+def _note(event: Event) -> str | None:
     match event["event"]:
         case "run.started" if not event["central_test"]:
             return "no central test data: loss and accuracy are the clients' own, of the model a round starts from"

@@ -231,7 +231,7 @@ def test_a_number_of_rounds_that_cannot_be_is_refused_at_once():
 def test_a_key_that_is_not_here_is_named_with_what_to_do(tmp_path):
     code, _, said = finish("client", "--client-id", "client-1", "--keys-dir", tmp_path)
     assert code == 78
-    assert "fedmq keys issue client client-1" in said
+    assert "fedmq pair invite" in said
 
 
 @pytest.mark.parametrize(
@@ -292,10 +292,15 @@ def test_keys_of_another_federation_are_not_taken(tmp_path):
 def test_keys_for_another_machine_are_three_files(tmp_path):
     code, shown, said = finish("keys", "issue", "client", "ward-7", "--keys-dir", tmp_path)
     assert code == 0, said
-    for name in ("client-ward-7.key", "client-ward-7.pem", "root.pem"):
-        assert name in shown
-        assert Path(tmp_path, name).is_file()
-    assert Path(tmp_path, "client-ward-7.key").stat().st_mode & 0o777 == 0o600
+    assert "fedmq keys export client ward-7 --federation" in shown
+    away = tmp_path / "away"
+    assert finish("keys", "export", "client", "ward-7", "--to", away, "--keys-dir", tmp_path)[0] == 0
+    assert {path.name for path in away.iterdir()} == {"client-ward-7.key", "client-ward-7.pem", "root.pem"}
+    assert Path(away, "client-ward-7.key").stat().st_mode & 0o777 == 0o600
+    public = tmp_path / "public"
+    assert finish("keys", "export", "--to", public, "--keys-dir", tmp_path)[0] == 0
+    assert [path.name for path in public.iterdir()] == ["root.pem"]
+    assert finish("keys", "export", "client", "--keys-dir", tmp_path)[0] == 2
     assert finish("keys", "issue", "nobody", "x", "--keys-dir", tmp_path)[0] == 2
     assert finish("keys", "issue", "client", "coordinator", "--keys-dir", tmp_path)[0] == 78
 

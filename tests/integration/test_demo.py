@@ -86,8 +86,8 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(tmp_path):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_cohort_smaller_than_the_federation_and_half_floats(tmp_path):
-    flags = ("--num-clients", "4", "--cohort-size", "2", "--codec", "fp16", "--num-rounds", "3")
+def test_a_cohort_smaller_than_the_federation_and_deflated_half_floats(tmp_path):
+    flags = ("--num-clients", "4", "--cohort-size", "2", "--codec", "fp16+zstd", "--num-rounds", "3")
     with fedmq("demo", *flags, "--state-dir", tmp_path) as demo:
         assert demo.ended() == 0, demo.stderr
     rounds = demo.named("round.finished")

@@ -108,6 +108,18 @@ def test_what_goes_well_is_not_remarked_upon(event):
         ({"event": "broker.unreachable", "why": "refused"}, "here: no broker: refused; trying again"),
         ({"event": "client.offline", "client": "a", "why": "silent"}, "a is away: silent"),
         ({"event": "client.offline", "client": "a", "why": "offline"}, None),
+        (
+            {
+                "event": "client.differs",
+                "client": "a",
+                "dataset": "\x1b]0;mine\x07\r\n{part}",
+                "ours": "digits",
+            },
+            (
+                "a trains on \\u001b]0;mine\\u0007\\u000d\\u000a{part}, the coordinator tests on digits; "
+                "its updates count all the same"
+            ),
+        ),
     ],
 )
 def test_what_an_operator_should_see_is_put_into_words(event, words):
