@@ -11,9 +11,9 @@ BIN := $(VENV)/bin
 PIP ?= $(BIN)/python -m pip
 TORCH_INDEX ?=
 ARGS ?=
-FAST := $(wildcard tests/unit tests/conformance tests/golden tests/architecture)
+FAST := $(wildcard tests/unit tests/conformance tests/golden tests/architecture tests/security)
 
-.PHONY: demo test test-all check bench soak clean
+.PHONY: demo test test-all check bench soak fuzz clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/fedmq demo $(ARGS)
@@ -37,8 +37,13 @@ bench: $(VENV)/.installed
 soak: $(VENV)/.installed
 	@$(BIN)/python tests/faults/soak.py $(ARGS)
 
+# Arbitrary bytes for what reads them, a minute for each target: make fuzz ARGS="envelopes 600"
+fuzz: $(VENV)/.installed-dev
+	@$(BIN)/python -c "import atheris" 2>/dev/null || $(PIP) install --quiet --editable ".[fuzz]" >&2 || true
+	@PYTHONPATH=.:tests $(BIN)/python -m fuzz $(ARGS)
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .fuzz build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/.made

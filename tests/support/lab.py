@@ -62,9 +62,17 @@ class Lab:
         us, directory = member(self.tmp_path / "keys", role, name), self.tmp_path / name
         bus = FragileBus(self.broker, name, fragile_on=fragile_on)
         voice = Voice(us, TOPICS, Boot(secrets.token_hex(8)))
-        return Parts(directory, bus, voice, ingress(self.tmp_path / "keys"), BlobStore(directory, 1 << 20))
+        return Parts(
+            directory,
+            bus,
+            voice,
+            ingress(self.tmp_path / "keys", boot=voice.boot),
+            BlobStore(directory, 1 << 20),
+        )
 
-    def coordinator(self, rounds=2, wait_for=2, fragile_on="", buffer=None, kind=Coordinator, **policy):
+    def coordinator(
+        self, rounds=2, wait_for=2, fragile_on="", buffer=None, *, codec="none", kind=Coordinator, **policy
+    ):
         """Start a coordinator; one that was begun in this directory goes on with its run."""
         ours = self.parts(Role.COORDINATOR, "coordinator", fragile_on)
         policy = Policy(
@@ -72,7 +80,7 @@ class Lab:
             buffer=buffer,
             rounds=rounds,
             plan=Plan(),
-            codec="none",
+            codec=codec,
             hold=False,
             config={},
         )

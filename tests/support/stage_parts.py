@@ -70,7 +70,7 @@ class Parts:
                 from broker.engine import serve
 
                 broker = BrokerPolicy(own.broker.engine, own.broker.host, port, None, directory)
-                await serve(broker, lambda host, at: report({"event": "listening", "host": host, "port": at}))
+                await serve(broker, lambda at: report({"event": "listening", **at.facts()}))
             elif name == "coordinator":
                 from coordinator.assembly import serve
 
