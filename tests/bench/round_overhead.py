@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common import identity, parts
+from common.compression import CODECS
 from common.identity import Role
 from common.messages import Plan
 from common.settings import Settings
@@ -61,7 +62,7 @@ def main() -> None:
     options.add_argument("--clients", type=int, default=4)
     options.add_argument("--rounds", type=int, default=12)
     options.add_argument("--engine", choices=("amqtt", "mosquitto"), default="amqtt")
-    options.add_argument("--codec", choices=("none", "fp16"), default="none")
+    options.add_argument("--codec", choices=tuple(CODECS), default="none")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         seconds = run(Path(folder), given)
@@ -123,10 +124,10 @@ def members(clients: int) -> list[tuple[Role, str]]:
 
 def broker(engine: str, folder: Path, told: int) -> Callable:
     async def run(part: Part) -> int:
-        from broker.engine import BrokerPolicy, serve
+        from broker.engine import BrokerPolicy, Running, serve
 
-        def ready(host: str, port: int) -> None:
-            os.write(told, f"{host}:{port}\n".encode())
+        def ready(at: Running) -> None:
+            os.write(told, f"{at.host}:{at.port}\n".encode())
             os.close(told)
 
         await serve(BrokerPolicy(engine, "127.0.0.1", 0, None, folder / "broker"), ready)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import typer
 
-from common import errors, ingress, limits, topics
+from common import errors, limits, replay, topics
 from common import messages as m
 from common.presence import LEASE_S
 from common.settings import NAMES, Settings, load, values
@@ -17,12 +17,18 @@ from compose import demo
 from compose.cli import app
 from coordinator.notices import SUMMARIES_KEPT
 from coordinator.round import MOVES
-from coordinator.run import ABANDONED_MAX, DEADLINE_S_MIN
+from coordinator.run import ABANDONED_MAX, DEADLINE_S_MIN, LATE_PER_CLIENT_MAX
 
 ROOT = Path(__file__).parents[2]
-README, WIRE, ROUNDS, RUNNING = (
+README, WIRE, ROUNDS, RUNNING, SECURITY = (
     (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "common/WIRE.md", "coordinator/ROUNDS.md", "compose/RUNNING.md")
+    for name in (
+        "README.md",
+        "common/WIRE.md",
+        "coordinator/ROUNDS.md",
+        "compose/RUNNING.md",
+        "common/SECURITY.md",
+    )
 )
 DOCUMENTS = [ROOT / "README.md", *ROOT.glob("*/*.md")]
 GOLDEN = json.loads((ROOT / "tests/golden/v1.json").read_text(encoding="utf-8"))
@@ -50,10 +56,15 @@ def test_every_reason_is_explained():
     assert named(part(WIRE, "Reasons")) - {"reason"} == set(m.Reason)
 
 
+def test_every_reason_of_a_pairing_is_explained():
+    assert named(part(WIRE, "Pairing")) - {"reason"} == set(m.EnrolReason)
+
+
 def test_every_topic_kind_is_in_the_table():
     table = part(WIRE, "Topics")
     for kind in topics.Kind:
         form = "chunk" if kind in topics.CHUNKS else "envelope" if kind in topics.ENVELOPES else "line"
+        form = "list" if kind is topics.Kind.REVOKED else form
         assert re.search(rf"^\| `fedmq/.+` \| `{kind}` \| {form} \|", table, re.MULTILINE), kind
 
 
@@ -68,12 +79,16 @@ def test_examples_of_lines_are_golden(kind):
 
 
 def test_examples_of_bytes_are_golden():
-    assert [text.replace("\n", "") for text in blocks(WIRE, "text")] == [GOLDEN["envelope"], GOLDEN["chunk"]]
+    assert [text.replace("\n", "") for text in blocks(WIRE, "text")] == [
+        GOLDEN["envelope"],
+        GOLDEN["chunk"],
+        GOLDEN["invitation"],
+    ]
     assert GOLDEN["line"] in WIRE
 
 
 def test_every_field_of_a_message_is_explained():
-    kinds = (m.BY_TASK | m.BY_REPLY | m.BY_CONTROL | m.LINE).__args__
+    kinds = (m.BY_TASK | m.BY_REPLY | m.BY_CONTROL | m.BY_ENROL | m.LINE).__args__
     fields = {name for kind in (*kinds, m.Manifest) for name in kind.__struct_fields__}
     assert fields <= named(part(WIRE, "Messages"))
 
@@ -104,6 +119,7 @@ def plain(tree):
         f"`coordinator/model`, {limits.MANIFEST_LINE_BYTES_MAX // 1024**2} MiB",
         f"at most {limits.ENVELOPE_BYTES_MAX // 1024**2} MiB",
         f"at most {limits.NESTING_MAX} levels deep",
+        f"at most {limits.VALUES_MAX:,} values",
         f"{limits.CHUNK_BYTES // 1024} KiB unless told otherwise",
         f"the first {limits.CHUNK_HASH_BYTES} bytes of each chunk's SHA-256",
         f"within {limits.WANT_COALESCE_S:g} s are served together",
@@ -112,14 +128,40 @@ def plain(tree):
         f"grows to {limits.REPAIR_MAX_S:g} s",
         f"a heartbeat every {limits.HEARTBEAT_S:g} s. After {LEASE_S:g} s without one",
         f"spread over {limits.REANNOUNCE_S:g} s",
-        f"a window of {ingress.REPLAY_WINDOW}",
+        f"a window of {replay.WINDOW}, for the last {replay.STARTS_REMEMBERED} boots",
+        f"{limits.MESSAGES_PER_S_MAX:g} messages a second from one client, {limits.MESSAGES_BURST_MAX:g} at once",
+        f"statuses {limits.INTRODUCTIONS_PER_S_MAX:g}, {limits.INTRODUCTIONS_BURST_MAX:g} at once",
+        f"at most {limits.REVOCATIONS_BYTES_MAX // 1024**2} MiB. Each has a higher CRL number",
         f"yes, the last {SUMMARIES_KEPT}",
         f"norm is above {limits.DELTA_NORM_MAX:.0e}".replace("+0", ""),
         f"the blob above {limits.BLOB_BYTES_MAX // 1024**3} GiB",
+        f"in DER, at most {limits.PUBLIC_KEY_BYTES_MAX} bytes",
+        f"the root's certificate, DER, at most {limits.CERTIFICATE_BYTES_MAX // 1024} KiB",
+        f"HOST:PORT each, at most {limits.PAIRING_BROKERS_MAX}",
+        f"{limits.PAIRING_TTL_S} s after the invitation was made",
+        f"the same bytes every {limits.PAIRING_AGAIN_S:g} s",
+        f"For {limits.PAIRING_LINGER_S:g} s after it was last asked",
+        f"{limits.PAIRING_ATTEMPTS} of them end the invitation",
+        f"No message of pairing has more than {limits.PAIRING_BYTES_MAX // 1024} KiB",
     ],
 )
 def test_limits_are_those_of_the_code(says):
     assert says in " ".join(WIRE.split())
+
+
+# --- security -------------------------------------------------------------------------------------
+
+LIMITS = re.findall(r"^\| `([A-Z_]+)` \| (\S+) \|", part(SECURITY, "Limits"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "value"), LIMITS)
+def test_limits_in_the_threat_model_are_those_of_the_code(name, value):
+    assert getattr(limits, name) == float(value)
+
+
+def test_the_threat_model_names_limits_at_all():
+    assert len(LIMITS) > 20
+    assert f"at most {['zero', 'one', 'two', 'three', 'four'][LATE_PER_CLIENT_MAX]} wait" in SECURITY
 
 
 # --- rounds ---------------------------------------------------------------------------------------

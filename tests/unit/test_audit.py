@@ -295,7 +295,7 @@ def test_certificates_are_those_of_clients_of_this_root(told, tmp_path):
         (elsewhere.certificate_der, "is not valid"),
         (told.coordinator.certificate_der, "coordinator is a coordinator and no client"),
         (told.client("eve").certificate_der, "beside the key"),
-        (b"nonsense", "this is no certificate"),
+        (b"nonsense", "certificate is malformed"),
     ]:
         certificates = dict(runs.facts(told)[ROUND_1 - 1].certificates)
         retell(told, ROUND_1, certificates=certificates | {kid: other})

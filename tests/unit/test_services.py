@@ -10,31 +10,29 @@ import pytest
 from msgspec.structs import replace
 
 from common import chunks
-from common.bus import Arrived
+from common.compression import CODECS
 from common.errors import ConfigError
-from common.identity import Role
 from common.ids import ClientId
-from common.ingress import Said
 from common.messages import (
     Cancel,
-    Info,
-    Presence,
     Reason,
     Start,
     Stop,
     Task,
-    Update,
     Verdict,
     Want,
 )
 from common.tensors import Schema
-from common.topics import Kind
+from coordinator.service import Coordinator
+from edge_client.service import Client
 from edge_client.trainer import DivergedError
-from support.lab import SCHEMA, TOPICS, Lab, served
+from support import frames
+from support.ghost import Ghost
+from support.lab import SCHEMA, Lab, served
 from support.memory_bus import MemoryBus
 from support.patience import within
 from support.polling import eventually
-from support.trainers import NoopTrainer
+from support.trainers import STEP, NoopTrainer
 
 OTHER = Schema.from_wire([("weight", "float32", [3, 3])])
 
@@ -42,56 +40,6 @@ OTHER = Schema.from_wire([("weight", "float32", [3, 3])])
 class DivergingTrainer(NoopTrainer):
     def train(self, base, plan):
         raise DivergedError("the loss became NaN")
-
-
-class Ghost:
-    """A client played by hand: it says what a test tells it to, and never sends a chunk."""
-
-    def __init__(self, lab, name):
-        parts = lab.parts(Role.CLIENT, name)
-        self.name, self.bus, self.voice, self.ingress = name, parts.link, parts.voice, parts.ingress
-
-    async def show(self, kind, message):
-        await self.voice.show(self.bus, TOPICS.client(self.name, kind), message, retain=True)
-
-    async def come(self):
-        """Be born, and be here."""
-        await self.bus.subscribe(TOPICS.coordinator(Kind.COORDINATOR_STATUS))
-        await self.bus.subscribe(TOPICS.client(self.name, Kind.TASK))
-        await self.show(
-            Kind.INFO,
-            Info(
-                boot=self.voice.boot,
-                version="1",
-                certificate=self.voice.certificate,
-                examples=1,
-                schema=SCHEMA.digest,
-            ),
-        )
-        await self.show(Kind.STATUS, self.voice.status(Presence.ONLINE))
-
-    async def hear(self, kind):
-        """Wait for a message of that kind."""
-        while True:
-            match await self.bus.next():
-                case Arrived(topic, payload):
-                    match self.ingress.admit(topic, payload):
-                        case Said(_, _, message) if isinstance(message, kind):
-                            return message
-
-    async def offer(self, task, **changed):
-        """Say that an update is ready."""
-        delta = chunks.describe(bytes(4 * SCHEMA.elements), codec="none", schema=SCHEMA.digest)
-        update = Update(
-            run=task.run,
-            round=task.round,
-            client=ClientId(self.name),
-            base=task.base.digest,
-            delta=delta,
-            examples=1,
-        )
-        reply = TOPICS.client(self.name, Kind.REPLY)
-        await self.voice.tell(self.bus, reply, replace(update, **changed))
 
 
 @pytest.fixture
@@ -141,6 +89,76 @@ def test_a_client_that_diverges_is_counted_and_the_round_goes_on(lab):
     assert ended.completed
     (finished,) = lab.named("round.finished")
     assert (finished["clients"], finished["refused"]) == (1, {"diverged": 1})
+
+
+@pytest.mark.parametrize("codec", [name for name in CODECS if name != "none"])
+def test_a_run_of_every_codec_ends_in_the_same_model(lab, codec):
+    coordinator = lab.coordinator(codec=codec)
+    ended = play(coordinator, lab.client("client-1"), lab.client("client-2"))
+    assert ended.completed
+    assert coordinator.model.vector.tolist() == [weight + 2 * STEP for weight in range(SCHEMA.elements)]
+    assert not lab.named("update.refused")
+
+
+class Bomber(Client):
+    """Sends a frame that would grow beyond what was agreed on."""
+
+    def _work(self, task):
+        update, _ = super()._work(task)
+        bomb = frames.BOMBS["holds more than it says"](4 * SCHEMA.elements)
+        return replace(update, delta=chunks.describe(bomb, codec="zstd", schema=SCHEMA.digest)), bomb
+
+
+def test_an_update_that_is_a_bomb_is_malformed_and_the_round_goes_on(lab):
+    ended = play(
+        lab.coordinator(rounds=1, codec="zstd"), lab.client("client-1", kind=Bomber), lab.client("client-2")
+    )
+    assert ended.completed
+    (refused,) = lab.named("update.refused")
+    assert (refused["client"], refused["reason"]) == ("client-1", Reason.MALFORMED)
+    (finished,) = lab.named("round.finished")
+    assert finished["clients"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"size": 4 * SCHEMA.elements + 100, "codec": "zstd"}, Reason.WRONG_SIZE),
+        ({"codec": "none"}, Reason.MALFORMED),
+        ({"schema": OTHER.digest}, Reason.WRONG_SCHEMA),
+    ],
+)
+def test_an_update_that_cannot_be_what_was_asked_for_is_refused_before_it_is_fetched(lab, changed, reason):
+    async def main():
+        coordinator, ghost = lab.coordinator(wait_for=1, codec="zstd"), Ghost(lab, "client-1")
+        async with asyncio.timeout(within(20)), ghost.bus:
+            serving = asyncio.create_task(coordinator.serve())
+            await ghost.come()
+            task = await ghost.hear(Task)
+            delta = chunks.describe(bytes(20), codec="zstd", schema=SCHEMA.digest)
+            await ghost.offer(task, delta=replace(delta, **changed))
+            heard = await ghost.hear(Verdict | Want)
+            assert getattr(heard, "refused", None) is reason
+            coordinator.leave(now=True)
+            await serving
+
+    asyncio.run(main())
+
+
+class Squeezing(Coordinator):
+    """Says of its models what is not so."""
+
+    async def _tell(self, client, message):
+        if isinstance(message, Task) and client == "client-1":
+            message = replace(message, base=replace(message.base, codec="zstd"))
+        await super()._tell(client, message)
+
+
+def test_a_client_takes_no_model_in_another_codec(lab):
+    ended = play(lab.coordinator(rounds=1, kind=Squeezing), lab.client("client-1"), lab.client("client-2"))
+    assert ended.completed
+    (finished,) = lab.named("round.finished")
+    assert (finished["clients"], finished["refused"]) == (1, {"malformed": 1})
 
 
 class CountingTrainer(NoopTrainer):
@@ -253,6 +271,7 @@ def test_an_update_that_is_offered_while_its_run_is_being_resumed_is_not_late(la
             serving = asyncio.create_task(again.serve())
             await eventually(lambda: ghost.bus.broker.connected.get("coordinator"))
             assert not again._led.is_set()
+            ghost.audience = again.voice.boot
             await ghost.offer(task)
             await ghost.hear(Want)
             again.leave(now=True)

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from common import envelope
 from common.errors import DecodeError
-from common.identity import Role, TrustStore
+from common.identity import Role
 from common.ids import sha256
 from common.messages import Reason
+from common.trust import TrustStore
 from coordinator import transcript
 from coordinator.transcript import (
     ZEROS,
