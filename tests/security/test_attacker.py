@@ -11,6 +11,8 @@ import pytest
 import websockets
 
 from broker.bounds import Bounds
+from broker.gate import Entrance, Gate
+from broker.hardened import HardenedBroker
 from common import envelope, identity, parts, revocations, tls
 from common.bus import Arrived, LinkDown, LinkUp
 from common.codec import encode
@@ -18,7 +20,7 @@ from common.errors import ConfigError, SignatureError
 from common.identity import Role
 from common.ids import ClientId, sha256
 from common.ingress import Refused, Said
-from common.limits import PACKET_BYTES_MAX_UNKNOWN, PAIRING_BYTES_MAX, SESSIONS_BY_ONE_MAX, STRANGERS_MAX
+from common.limits import PACKET_BYTES_MAX_UNKNOWN, PAIRING_BYTES_MAX, SESSIONS_BY_ONE_MAX
 from common.messages import Done, Exclude, Presence, Reason, Start
 from common.mqtt import Address, MqttLink
 from common.settings import Link, Settings
@@ -787,20 +789,28 @@ def test_strangers_crowd_out_nobody_but_strangers():
 
 def test_who_never_shakes_hands_crowds_out_strangers_only(hardened_town):
     """A socket that says nothing costs the broker a buffer: of such there is a bounded number too."""
+    town, room = hardened_town, 4
+    root = federation.root(town.keys)
+    secure = tls.of_broker(town.files("broker"), town.keys / "root.pem")
 
-    async def story():
-        friend = await hardened_town.raw("alice")
-        silent = []
+    async def main():
+        patient = Bounds(strangers_max=room, handshake_s=600)  # no time-out ends them in their stead
+        gate = Gate(observers=False, trust=TrustStore(root))
+        broker = HardenedBroker("127.0.0.1", 0, tls={Entrance.MUTUAL: secure}, gate=gate, bounds=patient)
+        await broker.start()
+        port, silent = broker.port_of(), []
         try:
-            port = hardened_town.broker.port
-            silent += [await asyncio.open_connection("127.0.0.1", port) for _ in range(STRANGERS_MAX + 40)]
             async with asyncio.timeout(within(20)):
-                assert await silent[0][0].read() == b""  # the oldest is cut off
-            assert not silent[-1][0].at_eof()
-            await friend.ping()
-            await let_in(hardened_town, "bob")
+                friend = await Raw.connected(port, "friend", tls=town.tls("alice").context)
+                silent += [await asyncio.open_connection("127.0.0.1", port) for _ in range(room + 1)]
+                with contextlib.suppress(ConnectionResetError):
+                    assert await silent[0][0].read() == b""  # the oldest is cut off
+                await friend.ping()
+                await Raw.connected(port, "newer", tls=town.tls("bob").context)
         finally:
             for _, writer in silent:
                 writer.close()
+            await Raw.close_all()
+            await broker.shutdown()
 
-    play(hardened_town, story)
+    asyncio.run(main())
