@@ -10,6 +10,7 @@ certificate is one of a TLS server: no other participant can pose as the broker.
 """
 
 import ipaddress
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -20,6 +21,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common import ids, keys, limits
@@ -29,6 +31,9 @@ from common.keys import PrivateKey, PublicKey
 
 _SCHEME = "fedmq"
 _CLOCK_SKEW = timedelta(days=1)
+# A certificate that the library merely complains of, as one with a negative serial number, is malformed to us
+warnings.filterwarnings("error", category=CryptographyDeprecationWarning, module=__name__.replace(".", r"\."))
+
 _COMMON_NAME_MAX = 64  # characters, RFC 5280 appendix A
 
 
@@ -100,7 +105,7 @@ def read(certificate_der: bytes) -> x509.Certificate:
     """Read a certificate, whoever signed it. Raises: SignatureError."""
     try:
         return x509.load_der_x509_certificate(certificate_der)
-    except (ValueError, x509.InvalidVersion) as error:
+    except (ValueError, x509.InvalidVersion, CryptographyDeprecationWarning) as error:
         raise SignatureError(f"the certificate is malformed: {error}") from error
 
 

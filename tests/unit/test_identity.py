@@ -226,7 +226,10 @@ def test_tampered_and_malformed_certificates_are_refused():
     store = TrustStore(root)
     with pytest.raises(SignatureError):
         store.admit(good.replace(b"client-1", b"client-2"))
-    for spoilt in (b"", b"nonsense", good[:-1], good + b"\0"):
+    number = certificates.read(good).serial_number
+    serial = number.to_bytes(number.bit_length() // 8 + 1)
+    negative = good.replace(serial, bytes([serial[0] | 0x80]) + serial[1:])
+    for spoilt in (b"", b"nonsense", good[:-1], good + b"\0", negative):
         with pytest.raises(SignatureError, match="malformed"):
             store.admit(spoilt)
 
