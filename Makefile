@@ -13,7 +13,7 @@ TORCH_INDEX ?=
 ARGS ?=
 FAST := $(wildcard tests/unit tests/conformance tests/golden tests/architecture tests/security)
 
-.PHONY: demo test test-all check bench soak fuzz clean
+.PHONY: demo test test-all check bench soak fuzz explore clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/fedmq demo $(ARGS)
@@ -41,6 +41,10 @@ soak: $(VENV)/.installed
 fuzz: $(VENV)/.installed-dev
 	@$(BIN)/python -c "import atheris" 2>/dev/null || $(PIP) install --quiet --editable ".[fuzz]" >&2 || true
 	@PYTHONPATH=.:tests $(BIN)/python -m fuzz $(ARGS)
+
+# New examples for every property, thirty times as many as `make test` tries of them
+explore: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --hypothesis-profile=explore tests/unit tests/security $(ARGS)
 
 clean:
 	rm -rf $(VENV) .fuzz build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

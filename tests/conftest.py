@@ -17,8 +17,11 @@ BASE_DIRECTORIES = {
     "XDG_DATA_HOME": "data",
 }
 
-# A machine that is busy with something else must not fail a property
-settings.register_profile("fedmq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# `make test` tries the same examples each time; `make explore` tries new ones, and many. A machine that is busy with
+# something else must not fail a property.
+usual = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fedmq", usual, derandomize=True, database=None)
+settings.register_profile("explore", usual, max_examples=3000)
 settings.load_profile("fedmq")
 
 _numbers = itertools.count()
