@@ -79,6 +79,7 @@ CLAIM_QUIET_S = 0.25  # nothing is retained of another one, if it has not come b
 # Presence
 HEARTBEAT_S = 10.0
 HEARTBEATS_MISSED = 3
+LOST_GRACE_S = 5.0  # for a client whose link broke to be back, before it is away
 REANNOUNCE_S = 5.0  # clients spread their new announcements over this time
 
 # Broker

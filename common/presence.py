@@ -1,18 +1,21 @@
 """Who is here, sans I/O: births, wills, heartbeats and leases.
 
-    away --online, or a heartbeat of the boot that was lost--> here --offline | lost | lease over--> away
+    away --online, or a heartbeat of the boot that was lost--> here --offline | lease over--> away
 
 Every online is passed on as `Came`, also of one who is here: it says so after each break of its link, and
 what was sent to it before may be lost.
 Laws: 1. A will or farewell of another boot than the last online one changes nothing: a late will cannot kill
 a newer start. 2. A heartbeat overrides a `lost` of the same boot, never an `offline`. 3. Nobody is away
-before the lease is over, unless it or the broker says so.
+before the lease is over, unless it says so; a will cuts the lease short, for most links that break are back at once,
+and a broker that is restarted may send everybody's will. 4. While our own link is down, no lease ends: they
+begin anew with the link.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from common import limits
+from common.bus import LinkDown, LinkUp
 from common.ids import Boot, ClientId
 from common.machine import Seconds, Tick
 from common.messages import Presence
@@ -54,10 +57,14 @@ class Left:
     boot: Boot
 
 
+AttendanceEvent = Declared | Beat | LinkDown | LinkUp | Tick
+
+
 @dataclass(slots=True)
 class _Lease:
     boot: Boot
     until: Seconds | None  # None: away
+    is_lost: bool = False  # its will came; it may be back in a moment
     farewell: bool = False  # it said offline itself
 
 
@@ -66,18 +73,26 @@ class Attendance:
 
     def __init__(self) -> None:
         self._leases: dict[ClientId, _Lease] = {}
+        self._is_cut_off = False
 
-    def handle(self, event: Declared | Beat | Tick, now: Seconds) -> tuple[Came | Left, ...]:
+    def handle(self, event: AttendanceEvent, now: Seconds) -> tuple[Came | Left, ...]:
         """Take in what was heard of a client."""
         match event:
             case Declared(client, Presence.ONLINE, boot):
                 return tuple(self._online(client, boot, now))
-            case Declared(client, state, boot):
-                return tuple(self._gone(client, boot, state))
+            case Declared(client, Presence.LOST, boot):
+                self._lost(client, boot, now)
+            case Declared(client, _, boot):
+                return tuple(self._gone(client, boot))
             case Beat(client, boot):
                 return tuple(self._beat(client, boot, now))
+            case LinkDown():
+                self._is_cut_off = True
+            case LinkUp():
+                self._linked(now)
             case Tick():
                 return tuple(self._expire(now))
+        return ()
 
     def resume(self, client: ClientId, boot: Boot, now: Seconds) -> None:
         """Take a client for here that was here before a restart of ours: it has a lease to say so again."""
@@ -85,6 +100,8 @@ class Attendance:
 
     def wake_at(self) -> Seconds | None:
         """Say when the first lease is over."""
+        if self._is_cut_off:
+            return None
         return min((lease.until for lease in self._leases.values() if lease.until is not None), default=None)
 
     def here(self) -> tuple[ClientId, ...]:
@@ -95,27 +112,39 @@ class Attendance:
         self._leases[client] = _Lease(boot, now + LEASE_S)
         yield Came(client, boot)
 
-    def _gone(self, client: ClientId, boot: Boot, state: Presence) -> Iterator[Came | Left]:
+    def _lost(self, client: ClientId, boot: Boot, now: Seconds) -> None:
+        known = self._leases.get(client)
+        if known is not None and known.boot == boot and known.until is not None:
+            known.until, known.is_lost = min(known.until, now + limits.LOST_GRACE_S), True
+
+    def _gone(self, client: ClientId, boot: Boot) -> Iterator[Came | Left]:
         known = self._leases.get(client)
         if known is None or known.boot != boot:
             return
         was_here = known.until is not None
-        known.until = None
-        known.farewell = known.farewell or state is Presence.OFFLINE
+        known.until, known.farewell = None, True
         if was_here:
-            yield Left(client, str(state), boot)
+            yield Left(client, "offline", boot)
 
     def _beat(self, client: ClientId, boot: Boot, now: Seconds) -> Iterator[Came | Left]:
         known = self._leases.get(client)
         if known is None or known.boot != boot or known.farewell:
             return
         was_here = known.until is not None
-        known.until = now + LEASE_S
+        known.until, known.is_lost = now + LEASE_S, False
         if not was_here:
             yield Came(client, boot)
 
+    def _linked(self, now: Seconds) -> None:
+        self._is_cut_off = False
+        for lease in self._leases.values():
+            if lease.until is not None:
+                lease.until = now + (limits.LOST_GRACE_S if lease.is_lost else LEASE_S)
+
     def _expire(self, now: Seconds) -> Iterator[Came | Left]:
+        if self._is_cut_off:
+            return
         for client, lease in sorted(self._leases.items()):
             if lease.until is not None and lease.until <= now:
                 lease.until = None
-                yield Left(client, "silent", lease.boot)
+                yield Left(client, "lost" if lease.is_lost else "silent", lease.boot)

@@ -20,6 +20,7 @@ Not here: what became of updates that were merged earlier (`ledger`).
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from common.bus import LinkDown, LinkUp
 from common.ids import ClientId, Digest
 from common.limits import STALENESS_MAX
 from common.machine import Seconds, Tick
@@ -114,6 +115,7 @@ class BufferMachine:
     opened_at: Seconds = 0.0
     due: Seconds = 0.0  # the next deadline
     overdue: bool = False  # the round has had its first
+    cut_off_at: Seconds | None = None  # when our own link went down
 
     def __post_init__(self) -> None:
         """Let the shelf know what is late: what does not start from the current version."""
@@ -124,6 +126,10 @@ class BufferMachine:
         return tuple(self._handle(event, now))
 
     def wake_at(self) -> Seconds | None:
+        """Say when the open round's next deadline is; never, while nothing can come."""
+        return self.due_at() if self.cut_off_at is None else None
+
+    def due_at(self) -> Seconds | None:
         """Say when the open round's next deadline is, even while it merges: a task needs a deadline then too."""
         return self.due if self.phase in {Phase.ROUND, Phase.EVALUATING} else None
 
@@ -193,8 +199,18 @@ class BufferMachine:
                 yield from self._merged(model, now)
             case MergeFailed(why):
                 yield from self._merge_failed(why, now)
+            case LinkDown():
+                self.cut_off_at = now if self.cut_off_at is None else self.cut_off_at
+            case LinkUp():
+                self._linked(now)
             case Tick():
                 yield from self._tick(now)
+
+    def _linked(self, now: Seconds) -> None:
+        """Let the open round's time go on where it stood when the link broke."""
+        if self.cut_off_at is not None:
+            self.due += now - max(self.cut_off_at, self.opened_at)
+        self.cut_off_at = None
 
     # --- its beginning, its end, and what interrupts it -----------------------------------------------
 

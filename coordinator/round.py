@@ -306,6 +306,7 @@ class RoundMachine:
         elif event.update.base != self.base:
             yield Judge(event, Reason.WRONG_BASE)
         elif answer := self.decided(event):
+            self.offers.setdefault(event.client, event)  # it has had its one answer from this base now
             yield answer
         else:  # perhaps offered again after a break: its transfer may have to be taken up
             self.offers[event.client] = event

@@ -12,13 +12,15 @@ round, never below a floor; before anything was observed, a fixed one; a round t
 shortens it. 3. `ABANDONED_MAX` abandoned rounds in a row end the run. 4. An update that was taken is merged
 once: with its round, with a later one, or it is revoked when the run ends or its client is expelled; what was being
 merged then counts if a model comes of that merge. 5. `Resumed` with what was on disk
-goes on as if nothing had happened, but that the open round's deadline starts anew.
+goes on as if nothing had happened, but that the open round's deadline starts anew. 6. While our own
+link is down, no deadline passes: what could not come is waited for.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from common.bus import LinkDown, LinkUp
 from common.ids import ClientId, Digest
 from common.limits import STALENESS_MAX
 from common.machine import Seconds, Tick
@@ -133,6 +135,8 @@ RunEvent = (
     | ClientCame
     | Merged
     | MergeFailed
+    | LinkDown
+    | LinkUp
     | Tick
 )
 
@@ -258,12 +262,17 @@ class RunMachine:
     abandoned_in_a_row: int = 0
     slowest_s: Seconds | None = None  # answer in the last round, or in an earlier one if somebody missed it
     last_why: str = ""
+    cut_off_at: Seconds | None = None  # when our own link went down
 
     def handle(self, event: RunEvent, now: Seconds) -> tuple[RunEffect, ...]:
         """Take in what happened; say what is to be done, in order."""
         return tuple(self._handle(event, now))
 
     def wake_at(self) -> Seconds | None:
+        """Say when the open round's deadline is; never, while nothing can come."""
+        return self.due_at() if self.cut_off_at is None else None
+
+    def due_at(self) -> Seconds | None:
         """Say when the open round's deadline is."""
         return self.round.wake_at() if self.round else None
 
@@ -338,8 +347,20 @@ class RunMachine:
                 self.shelf.unfetched(event)
             case ClientDeclined(_, number, _) if number != self.number:
                 pass
+            case LinkDown():
+                self.cut_off_at = now if self.cut_off_at is None else self.cut_off_at
+            case LinkUp():
+                self._linked(now)
+            case Tick() if self.cut_off_at is not None:
+                pass
             case _:
                 yield from self._in_round(event, now)
+
+    def _linked(self, now: Seconds) -> None:
+        """Let the open round's time go on where it stood when the link broke."""
+        if self.cut_off_at is not None and self.round is not None and self.round.begun_at is not None:
+            self.round.begun_at += now - max(self.cut_off_at, self.round.begun_at)
+        self.cut_off_at = None
 
     # --- its beginning, its end, and what interrupts it -----------------------------------------------
 
@@ -593,8 +614,10 @@ class RunMachine:
         round_ = self.round
         if self.shelf.knows(offer.client, offer.update.base):
             yield from self.shelf.offer(offer)
-        elif round_ is None:
+        elif not self.releases:
             yield Judge(offer, Reason.NOT_INVITED)
+        elif round_ is None:  # resumed between two rounds
+            yield from self._offered_late(offer)
         elif (
             round_.phase is RoundPhase.REPORTING
             and offer.update.base == round_.base
@@ -602,6 +625,8 @@ class RunMachine:
         ):
             yield from self._in_round(offer, now)
         elif answer := round_.decided(offer):
+            if answer.refused and answer.refused is not Reason.EQUIVOCATION:
+                self.spent[offer.client] = answer.refused
             yield answer
         else:
             yield from self._offered_late(offer)

@@ -60,7 +60,7 @@ from common.messages import (
     Want,
 )
 from common.parts import Parts
-from common.presence import Attendance, Beat, Came, Declared, Left
+from common.presence import Attendance, AttendanceEvent, Beat, Came, Declared, Left
 from common.revocations import Revocations
 from common.tensors import Vector
 from common.topics import Kind
@@ -166,7 +166,7 @@ class Coordinator:
         self._last: Summary | None = None  # of the rounds that committed
         self._summaries: deque[Summary] = deque(maxlen=SUMMARIES_KEPT)
         self._run_inbox: asyncio.Queue[RunEvent] = asyncio.Queue()
-        self._attendance_inbox: asyncio.Queue[Declared | Beat] = asyncio.Queue()
+        self._attendance_inbox: asyncio.Queue[AttendanceEvent] = asyncio.Queue()
         self._led = (
             asyncio.Event()
         )  # the federation is ours, and the machine has been told what it goes on with
@@ -278,14 +278,18 @@ class Coordinator:
     async def _listen(self) -> None:
         while True:
             match await self.link.next():
-                case LinkUp():
+                case LinkUp() as up:
                     self.courier.link_up()
+                    self._attendance_inbox.put_nowait(up)
+                    self._run_inbox.put_nowait(up)
                     self._is_down = False
                     self._claim.linked()
                     if self._led.is_set():
                         self._crew.spawn(self._announce())
-                case LinkDown(why, next_try_s):
+                case LinkDown(why, next_try_s) as down:
                     self.courier.link_down()
+                    self._attendance_inbox.put_nowait(down)
+                    self._run_inbox.put_nowait(down)
                     if not self._is_down:  # say so once; it goes on trying by itself
                         facts = {"why": why, "next_try_s": round(next_try_s, 1)}
                         logger.warning("broker.unreachable", extra=log.facts(**facts))
@@ -415,6 +419,9 @@ class Coordinator:
             await self.exchange.settle(Judge(offer, known.refused, known.detail))
         elif known is not None:
             await self.exchange.answer(client, offer, known)
+            if known.refused and update.run == self._run and update.base == self.machine.base:
+                # asked again from the same model: its one answer from there is known
+                self._run_inbox.put_nowait(ClientDeclined(client, self.machine.number, known.refused))
         elif update.run != self._run or self.machine.phase is Phase.OVER:
             ours = await self._durably(self._ledger.knows_run, update.run)
             refused = Reason.TOO_LATE if ours else Reason.NOT_INVITED
@@ -560,7 +567,7 @@ class Coordinator:
 
     def _task(self) -> Task | None:
         """Say what is to be done now: what is sent a moment later may be about an older model already."""
-        due = self.machine.wake_at()
+        due = self.machine.due_at()
         if due is None:
             return None  # the round closed in the meantime
         number = self.machine.number

@@ -489,8 +489,11 @@ def test_what_an_excluded_client_offers_is_refused_and_that_is_settled(lab):
                 await ghost.offer(task)
                 assert (await ghost.hear(Verdict)).refused is Reason.EXCLUDED
             await operator.tell(coordinator, Admit, client="client-1")
-            await ghost.offer(task)
+            again = await ghost.hear(Task)
+            assert (again.round, again.base) == (2, task.base)
+            await ghost.offer(again)
             assert (await ghost.hear(Verdict)).refused is Reason.EXCLUDED
+            await eventually(lambda: len(lab.named("round.abandoned")) == 2)  # nor is it waited for
             coordinator.leave(now=True)
             await serving
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from common.bus import LinkDown, LinkUp
 from common.ids import ClientId, Digest, sha256
 from common.limits import STALENESS_MAX
 from common.machine import Tick
@@ -393,6 +394,18 @@ def test_below_the_least_the_deadline_moves_on_and_the_least_is_merged_as_soon_a
     assert machine.handle(Tick(), 30) == ()
     assert machine.wake_at() == 40  # an answer was observed
     assert isinstance(deliver(machine, made("b"), 31)[-1], Merge)
+
+
+def test_no_deadline_passes_while_our_own_link_is_down():
+    machine = machine_of("ab", first_deadline_s=60)
+    machine.handle(LinkDown("broken", 1.0), 20)
+    machine.handle(LinkDown("still broken", 2.0), 25)
+    assert (machine.wake_at(), machine.due_at()) == (None, 60)
+    assert machine.handle(Tick(), 500) == ()
+    machine.handle(LinkUp(2), 1020)
+    assert machine.wake_at() == 1060
+    machine.handle(LinkUp(3), 1030)
+    assert machine.wake_at() == 1060
 
 
 def test_the_deadline_follows_the_slowest_answer_of_all():

@@ -1,15 +1,19 @@
 """Stories and one property of presence."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.bus import LinkDown, LinkUp
 from common.ids import Boot, ClientId
+from common.limits import LOST_GRACE_S
 from common.machine import Tick
 from common.messages import Presence
 from common.presence import LEASE_S, Attendance, Beat, Came, Declared, Left
 
 A = ClientId("a")
 OLD, NEW = Boot("01" * 8), Boot("02" * 8)
+DOWN = LinkDown("broken", 1.0)
 ONLINE, OFFLINE, LOST = Presence.ONLINE, Presence.OFFLINE, Presence.LOST
 
 
@@ -21,8 +25,38 @@ def here(boot: Boot = NEW, at: float = 0) -> Attendance:
 
 def test_a_will_takes_a_client_away():
     attendance = here()
-    assert attendance.handle(Declared(A, LOST, NEW), 1) == (Left(A, "lost", NEW),)
+    assert attendance.handle(Declared(A, LOST, NEW), 1) == ()
+    assert (attendance.here(), attendance.wake_at()) == ((A,), 1 + LOST_GRACE_S)
+    assert attendance.handle(Tick(), 1 + LOST_GRACE_S) == (Left(A, "lost", NEW),)
     assert attendance.here() == ()
+
+
+@pytest.mark.parametrize("sign", [Declared(A, ONLINE, NEW), Beat(A, NEW)])
+def test_a_client_whose_link_is_back_at_once_was_never_away(sign):
+    attendance = here()
+    attendance.handle(Declared(A, LOST, NEW), 1)
+    attendance.handle(sign, 2)
+    assert attendance.wake_at() == 2 + LEASE_S
+    assert attendance.handle(Tick(), 2 + LEASE_S) == (Left(A, "silent", NEW),)
+
+
+def test_a_will_never_makes_a_lease_longer():
+    attendance = here()
+    attendance.handle(Declared(A, LOST, NEW), LEASE_S - 1)
+    assert attendance.wake_at() == LEASE_S
+
+
+def test_no_lease_ends_while_our_own_link_is_down():
+    attendance = here()
+    attendance.handle(Declared(ClientId("b"), ONLINE, NEW), 0)
+    attendance.handle(Declared(A, LOST, NEW), 1)
+    attendance.handle(DOWN, 2)
+    assert attendance.wake_at() is None
+    assert attendance.handle(Tick(), 500) == ()
+    attendance.handle(LinkUp(2), 1000)
+    assert attendance.wake_at() == 1000 + LOST_GRACE_S
+    assert attendance.handle(Tick(), 1000 + LOST_GRACE_S) == (Left(A, "lost", NEW),)
+    assert attendance.wake_at() == 1000 + LEASE_S
 
 
 def test_a_late_will_cannot_kill_a_newer_start():
@@ -34,16 +68,18 @@ def test_a_late_will_cannot_kill_a_newer_start():
 def test_a_heartbeat_overrides_a_will_of_the_same_boot_but_not_a_farewell():
     attendance = here()
     attendance.handle(Declared(A, LOST, NEW), 1)
-    assert attendance.handle(Beat(A, NEW), 2) == (Came(A, NEW),)
-    attendance.handle(Declared(A, OFFLINE, NEW), 3)
-    assert attendance.handle(Beat(A, NEW), 4) == ()
+    attendance.handle(Tick(), 1 + LOST_GRACE_S)
+    assert attendance.handle(Beat(A, NEW), 7) == (Came(A, NEW),)
+    attendance.handle(Declared(A, OFFLINE, NEW), 8)
+    assert attendance.handle(Beat(A, NEW), 9) == ()
 
 
 def test_a_heartbeat_of_another_boot_or_of_a_stranger_says_nothing():
     attendance = here()
     attendance.handle(Declared(A, LOST, NEW), 1)
-    assert attendance.handle(Beat(A, OLD), 2) == ()
-    assert attendance.handle(Beat(ClientId("b"), NEW), 2) == ()
+    attendance.handle(Tick(), 1 + LOST_GRACE_S)
+    assert attendance.handle(Beat(A, OLD), 7) == ()
+    assert attendance.handle(Beat(ClientId("b"), NEW), 7) == ()
 
 
 def test_silence_ends_the_lease_and_heartbeats_extend_it():
@@ -62,8 +98,9 @@ def test_a_second_online_is_passed_on_for_what_was_sent_may_be_lost():
 def test_a_client_that_was_away_is_not_away_twice():
     attendance = here()
     attendance.handle(Declared(A, LOST, NEW), 1)
-    assert attendance.handle(Declared(A, OFFLINE, NEW), 2) == ()
-    assert attendance.handle(Beat(A, NEW), 3) == ()  # the farewell counts all the same
+    attendance.handle(Tick(), 1 + LOST_GRACE_S)
+    assert attendance.handle(Declared(A, OFFLINE, NEW), 7) == ()
+    assert attendance.handle(Beat(A, NEW), 8) == ()  # the farewell counts all the same
 
 
 def test_a_will_after_a_farewell_does_not_undo_it():
@@ -83,7 +120,7 @@ def test_leases_that_end_together_end_in_sorted_order():
 heard = st.one_of(
     st.builds(Declared, st.just(A), st.sampled_from([ONLINE, OFFLINE, LOST]), st.sampled_from([OLD, NEW])),
     st.builds(Beat, st.just(A), st.sampled_from([OLD, NEW])),
-    st.just(Tick()),
+    st.sampled_from([Tick(), DOWN, LinkUp(1)]),
 )
 
 
@@ -101,7 +138,7 @@ def test_came_and_left_tell_exactly_who_is_here_and_a_tick_moves_on(events):
                     assert why != "silent" or now >= until
                     present = False
         if isinstance(event, Declared | Beat) and present:
-            until = attendance.wake_at()
+            until = attendance.wake_at() or 0.0
         assert attendance.here() == ((A,) if present else ())
-        if isinstance(event, Tick):
+        if isinstance(event, Tick):  # while cut off it does nothing, and asks for none
             assert attendance.wake_at() is None or attendance.wake_at() > now

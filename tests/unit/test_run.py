@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from common.bus import LinkDown, LinkUp
 from common.ids import ClientId, Digest, sha256
 from common.machine import Tick
 from common.messages import Reason
@@ -25,6 +26,7 @@ from coordinator.round import (
     MergeFailed,
     Offered,
     Received,
+    Standing,
     Unfetched,
 )
 from coordinator.round import Phase as RoundPhase
@@ -116,6 +118,29 @@ def test_the_deadline_follows_the_slowest_answer_by_patience_never_below_its_flo
     assert machine.handle(Evaluated(), 20)[0].deadline_s == 80
     play(machine, 21)
     assert machine.handle(Evaluated(), 21)[0].deadline_s == 10
+
+
+def test_no_deadline_passes_while_our_own_link_is_down():
+    machine = run_of(patience=4.0, first_deadline_s=60)
+    machine.handle(LinkDown("broken", 1.0), 20)
+    machine.handle(LinkDown("still broken", 2.0), 25)
+    assert (machine.wake_at(), machine.due_at()) == (None, 60)
+    assert machine.handle(Tick(), 500) == ()
+    machine.handle(LinkUp(2), 1020)
+    assert machine.wake_at() == 1060
+    machine.handle(LinkUp(3), 1030)
+    assert machine.wake_at() == 1060
+
+
+def test_a_round_that_opens_while_our_own_link_is_down_has_all_its_time_from_the_link_on():
+    machine = run_of(rounds=2, first_deadline_s=60)
+    answer(machine, "a", 5)
+    answer(machine, "b", 5)
+    machine.handle(LinkDown("broken", 1.0), 6)
+    machine.handle(Merged(model(1)), 7)
+    machine.handle(Evaluated(), 8)
+    machine.handle(LinkUp(2), 100)
+    assert machine.wake_at() == 100 + 15
 
 
 def test_a_round_that_somebody_missed_never_shortens_the_deadline():
@@ -608,6 +633,32 @@ def test_whose_update_was_revoked_is_not_waited_for_in_another_try_from_that_mod
     assert [effect for effect in effects if isinstance(effect, Assign)] == [Assign(B)]
 
 
+@pytest.mark.parametrize("offered_at", [29, 31])
+def test_who_was_expelled_and_offers_all_the_same_is_not_asked_from_that_model_again(offered_at):
+    machine = run_of(rounds=1, quorum_share=1.0, first_deadline_s=30)
+    machine.handle(Expelled(A, Reason.EXCLUDED), 1)
+    machine.handle(ClientCame(A), 2)  # admitted again
+    offer = Offered(update("a"))
+    if offered_at > 30:
+        machine.handle(Tick(), 30)
+    assert machine.handle(offer, offered_at) == (Judge(offer, Reason.EXCLUDED),)
+    machine.handle(Tick(), 31)
+    effects = machine.handle(Evaluated(), 32)
+    assert [effect for effect in effects if isinstance(effect, Assign)] == [Assign(B)]
+
+
+def test_what_was_made_for_an_abandoned_round_is_taken_by_a_run_that_is_resumed_before_the_next():
+    machine = run_of(rounds=1, quorum_share=1.0, first_deadline_s=30)
+    machine.handle(ClientLeft(A), 1)
+    machine.handle(Tick(), 30)
+    machine.handle(Evaluated(), 31)
+    again = Run(machine.policy)
+    again.handle(Resumed(machine.snapshot(), (), (), (), (B,)), 100)
+    assert again.phase is Phase.GATHERING
+    offer = Offered(update("a"))
+    assert again.handle(offer, 101) == (Fetch(offer),)
+
+
 def test_who_is_expelled_while_clients_are_waited_for_is_waited_for_again():
     machine = Run(RunPolicy(seed=0, wait_for=2))
     machine.handle(Started(BASE, 1), 0)
@@ -638,6 +689,7 @@ class Weather(RuleBasedStateMachine):
         self.tasks: dict[ClientId, list[tuple[Digest, int]]] = {ClientId(name): [] for name in "abcd"}
         self.here: set[ClientId] = set()
         self.barred: dict[ClientId, Reason] = {}
+        self.answered_while_barred: set[tuple[str, str]] = set()  # of which the machine does not know
         self.fetching: set[Offered] = set()
         self.waiting: dict[tuple[ClientId, str], Offered] = {}  # taken and not merged, as on disk
         self.answers: dict[tuple[str, str, str], Reason | None] = {}
@@ -668,7 +720,10 @@ class Weather(RuleBasedStateMachine):
                 answered = {
                     key[:2] for key in self.answers
                 }  # who declines and offers all the same is asked again
-                assert (client, self.machine.base) not in answered or client in self.declined
+                assert (
+                    client,
+                    self.machine.base,
+                ) not in answered - self.answered_while_barred or client in self.declined
                 self.tasks[client].append((self.machine.base, self.machine.number))
             case Fetch(offer):
                 self.fetching.add(offer)
@@ -718,10 +773,16 @@ class Weather(RuleBasedStateMachine):
         key = (client, base, offer.delta)
         if key in self.answers or any(
             known[:2] == key[:2] and refused is None for known, refused in self.answers.items()
-        ):
-            return  # the ledger answers
+        ):  # the ledger answers
+            if (refused := self.answers.get(key)) and base == self.machine.base:
+                self.tell(ClientDeclined(client, self.machine.number, refused))
+                round_ = self.machine.round
+                if round_ is not None and round_.phase is RoundPhase.REPORTING:
+                    assert round_.standing.get(client) is not Standing.ASKED
+            return
         if client in self.barred:
             self.answers[key] = self.barred[client]  # the service does
+            self.answered_while_barred.add(key[:2])
             return
         answers = [e for e in self.tell(offer) if isinstance(e, Judge | Fetch) and e.offer == offer]
         assert len(answers) == 1  # every offer is fetched or judged
