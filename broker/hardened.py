@@ -65,11 +65,10 @@ from broker.packets import (
 )
 from broker.sessions import ClientSession, Outgoing
 from broker.websocket import WebSocketWire
-from common import log
+from common import limits, log
 from common.errors import ConfigError, DecodeError
 
 AMQTT_VERSION = "0.12.1"
-VERDICTS_MAX = 65536
 PAIRING = "pairing"  # the listener for newcomers
 
 logger = logging.getLogger(__name__)
@@ -598,7 +597,7 @@ class HardenedBroker(Broker):
         verdict = self._verdicts.get(key)
         if verdict is None:
             verdict = rules.may(user.role, user.name, action, topic)
-            if len(self._verdicts) >= VERDICTS_MAX:
+            if len(self._verdicts) >= limits.VERDICTS_MAX:
                 self._verdicts.clear()
             self._verdicts[key] = verdict
         return verdict

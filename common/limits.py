@@ -99,6 +99,7 @@ CONNECTIONS_MAX = 4096
 STRANGERS_MAX = 512  # connections that have not been let in: above it the oldest is cut off
 SESSIONS_MAX = 8192  # connected ones, and persistent ones that are away
 SESSIONS_BY_ONE_MAX = 64  # of one user
+VERDICTS_MAX = 65_536  # of the access rules, remembered
 INBOX_PACKETS_MAX = 64  # of one connection, read and not yet handled; above it reading pauses
 INBOX_BYTES_MAX = 1024 * 1024
 CROWDED_BYTES = 32 * 1024 * 1024  # outstanding to one session: whoever publishes to it is slowed down
@@ -120,6 +121,8 @@ CERTIFICATE_DAYS = 5 * 365
 REVOCATIONS_BYTES_MAX = 4 * 1024 * 1024  # of one list: about 60,000 entries
 ROTATION_OVERLAP_DAYS = 7.0  # old and new certificate are both valid for so long
 CERTIFICATE_BYTES_MAX = 8 * 1024  # in a message
+REPLAY_WINDOW = 1024  # numbers behind the highest of a key's start that may still come
+STARTS_REMEMBERED = 16  # of one key, each with a window of its own
 PEERS_MAX = 65_536  # known at once; above it new ones are refused
 
 # Pairing

@@ -10,10 +10,8 @@ forgotten window had.
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from common import limits
 from common.ids import Boot
-
-WINDOW = 1024  # numbers behind the highest that may still come
-STARTS_REMEMBERED = 16  # of one key
 
 
 @dataclass(slots=True)
@@ -45,9 +43,10 @@ class Replays:
         ahead = sequence - start.highest
         if ahead > 0:
             start.highest = sequence
-            start.seen = ((start.seen << ahead) | 1) & ((1 << WINDOW) - 1) if ahead < WINDOW else 1
+            kept = start.seen & ((1 << max(0, limits.REPLAY_WINDOW - ahead)) - 1)
+            start.seen = kept << ahead | 1
             return True
-        if sequence <= start.floor or -ahead >= WINDOW or start.seen >> -ahead & 1:
+        if sequence <= start.floor or -ahead >= limits.REPLAY_WINDOW or start.seen >> -ahead & 1:
             return False
         start.seen |= 1 << -ahead
         return True
@@ -57,7 +56,7 @@ def _begin(key: _Key, boot: Boot, sequence: int) -> bool:
     if sequence <= key.floor:
         return False
     key.starts[boot] = _Start(sequence, key.floor)
-    if len(key.starts) > STARTS_REMEMBERED:
+    if len(key.starts) > limits.STARTS_REMEMBERED:
         _, forgotten = key.starts.popitem(last=False)
         key.floor = max(key.floor, forgotten.highest)
     return True

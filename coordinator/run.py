@@ -407,7 +407,7 @@ class RunMachine:
         was = event.snapshot
         assert was.policy is not None
         taken = {(offer.client, offer.update.base): offer for offer in event.taken}
-        self.merging = tuple(taken[key] for key in was.merging if key in taken)
+        self.merging = self._merge_to_repeat(was, taken)
         round_ = RoundMachine(self.number, was.base, was.cohort, was.policy)
         for client in was.cohort:
             if client not in self.here:
@@ -429,6 +429,15 @@ class RunMachine:
             yield Merge(self._counted())
         else:
             yield from self._in_round(Begun(), now)
+
+    def _merge_to_repeat(
+        self, was: Snapshot, taken: dict[tuple[ClientId, str], Offered]
+    ) -> tuple[Offered, ...]:
+        """Give what a merge that was under way can be repeated with: nothing, where a quorum is not left of it."""
+        assert was.policy is not None
+        left = tuple(taken[key] for key in was.merging if key in taken)
+        of_round = [offer for offer in left if offer.update.base == was.base and offer.client in was.cohort]
+        return left if len(of_round) >= was.policy.quorum else ()
 
     def _stop(self, event: StopAsked, now: Seconds) -> Effects:
         if self.phase in {Phase.IDLE, Phase.OVER}:

@@ -37,14 +37,21 @@ class Lineage:
         return f"{self.epoch} {self.version} {self.digest}"
 
     def take(self, line: ModelLine, now: Seconds) -> str | None:
-        """Take in a line; says what is wrong with it, and forgets it then."""
-        if (line.epoch, line.version) < (self.epoch, self.version) or line.version < self.version:
-            return ROLLED_BACK
-        if line.version == self.version and line.digest != self.digest:
-            return FORKED
+        """Take in a line; says what is wrong with it, and forgets it then.
+
+        But a later coordinator that goes back, as one that has lost its disk, is doubted once and then believed:
+        nobody but itself can say so.
+        """
+        problem = None
+        if line.version < self.version or line.epoch < self.epoch:
+            problem = ROLLED_BACK
+        elif line.version == self.version and line.digest != self.digest:
+            problem = FORKED
+        if problem is not None and line.epoch <= self.epoch:
+            return problem
         self.epoch, self.version, self.digest = line.epoch, line.version, line.digest
         self.heard(now)
-        return None
+        return problem
 
     def heard(self, now: Seconds) -> None:
         """Hear anything new of the coordinator, or that the link stands."""

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import typer
 
-from common import errors, limits, replay, topics
+from common import errors, limits, topics
 from common import messages as m
 from common.presence import LEASE_S
 from common.settings import NAMES, Settings, load, values
@@ -128,7 +128,7 @@ def plain(tree):
         f"grows to {limits.REPAIR_MAX_S:g} s",
         f"a heartbeat every {limits.HEARTBEAT_S:g} s. After {LEASE_S:g} s without one",
         f"spread over {limits.REANNOUNCE_S:g} s",
-        f"a window of {replay.WINDOW}, for the last {replay.STARTS_REMEMBERED} boots",
+        f"a window of {limits.REPLAY_WINDOW}, for the last {limits.STARTS_REMEMBERED} boots",
         f"{limits.MESSAGES_PER_S_MAX:g} messages a second from one client, {limits.MESSAGES_BURST_MAX:g} at once",
         f"statuses {limits.INTRODUCTIONS_PER_S_MAX:g}, {limits.INTRODUCTIONS_BURST_MAX:g} at once",
         f"at most {limits.REVOCATIONS_BYTES_MAX // 1024**2} MiB. Each has a higher CRL number",

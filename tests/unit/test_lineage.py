@@ -45,38 +45,45 @@ def test_what_an_honest_coordinator_says_is_never_doubted_whatever_is_missed_or_
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4), st.sampled_from(["", "other"])), max_size=20))
-def test_what_is_believed_only_rises_and_one_number_stays_one_model(rows):
+def test_what_is_believed_of_one_coordinator_only_rises_and_one_number_stays_one_model(rows):
     lineage, believed = Lineage(), [Lineage()]
     for epoch, version, word in rows:
         said = line(version, epoch, word)
         problem = lineage.take(said, 0.0)
         last = believed[-1]
-        if problem is None:
+        is_older = version < last.version or epoch < last.epoch
+        is_other = version == last.version and said.digest != last.digest
+        assert problem == (ROLLED_BACK if is_older else FORKED if is_other else None)
+        if problem is None or epoch > last.epoch:
             believed.append(Lineage.read(str(lineage)))
             assert (lineage.epoch, lineage.version, lineage.digest) == (epoch, version, said.digest)
-            assert lineage.version >= last.version
-            assert lineage.version > last.version or (said.digest == last.digest and epoch >= last.epoch)
         else:
             assert str(lineage) == str(last)  # what is doubted is forgotten
-            is_older = version < last.version or epoch < last.epoch
-            assert problem == (ROLLED_BACK if is_older else FORKED)
 
 
 def test_an_older_model_is_a_rollback_whoever_says_it():
     lineage = Lineage()
     assert lineage.take(line(5, epoch=2), 0) is None
     assert lineage.take(line(4, epoch=2), 1) == ROLLED_BACK
-    assert lineage.take(line(4, epoch=3), 1) == ROLLED_BACK  # nor may a later coordinator go back
-    assert lineage.take(line(6, epoch=1), 1) == ROLLED_BACK  # nor an earlier one go on
+    assert lineage.take(line(6, epoch=1), 1) == ROLLED_BACK  # nor may an earlier coordinator go on
     assert lineage.take(line(5, epoch=1), 1) == ROLLED_BACK
     assert lineage.take(line(6, epoch=2), 2) is None
+
+
+def test_a_later_coordinator_that_goes_back_is_doubted_once():
+    lineage = Lineage()
+    lineage.take(line(5, epoch=2), 0)
+    assert lineage.take(line(1, epoch=3), 1) == ROLLED_BACK
+    assert lineage.take(line(1, epoch=3), 2) is None
+    assert lineage.take(line(6, epoch=2), 3) == ROLLED_BACK
+    assert lineage.take(line(1, epoch=4, word="other"), 4) == FORKED
+    assert lineage.take(line(1, epoch=4, word="other"), 5) is None
 
 
 def test_two_models_with_one_number_are_a_fork():
     lineage = Lineage()
     lineage.take(line(5), 0)
     assert lineage.take(line(5, word="other"), 1) == FORKED
-    assert lineage.take(line(5, epoch=2, word="other"), 1) == FORKED
     assert lineage.take(line(5), 2) is None
     assert lineage.take(line(6, word="other"), 3) is None
 

@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import replay
+from common import limits
 from common.ids import Boot
-from common.replay import STARTS_REMEMBERED, WINDOW, Replays
+from common.limits import REPLAY_WINDOW as WINDOW
+from common.limits import STARTS_REMEMBERED
+from common.replay import Replays
 
 KID, OTHER = b"k" * 16, b"o" * 16
 
@@ -43,8 +45,8 @@ class Plain:
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 30)), max_size=60))
 def test_a_window_lets_in_what_the_sets_let_in(steps):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(replay, "WINDOW", 8)
-        patched.setattr(replay, "STARTS_REMEMBERED", 2)
+        patched.setattr(limits, "REPLAY_WINDOW", 8)
+        patched.setattr(limits, "STARTS_REMEMBERED", 2)
         replays, plain, passed = Replays(), Plain(window=8, starts=2), []
         for start, number in steps:
             is_new = replays.is_new(KID, boot(start), number)

@@ -489,8 +489,18 @@ def test_a_run_that_was_told_to_stop_stops_with_the_round_that_it_is_resumed_in(
     assert resumed(machine, stopping=True)[1] == (EndRun(model(1), 1, completed=False, why="stopped"),)
 
 
-def test_a_merge_is_repeated_without_what_the_disk_lost():
+def test_a_merge_is_not_repeated_with_less_than_a_quorum():
     machine = run_of(quorum_share=1)
+    answer(machine, "a", 2)
+    answer(machine, "b", 2)
+    again, effects = resumed(machine, Offered(update("b")), refused=((A, Reason.REVOKED),))
+    assert not [effect for effect in effects if isinstance(effect, Assign | Merge)]
+    assert effects[-1].why == "1 of the 2 updates needed were taken"
+    assert [entry.offer for entry in again.shelf.adopt(BASE)] == [Offered(update("b"))]
+
+
+def test_a_merge_is_repeated_without_what_the_disk_lost():
+    machine = run_of(quorum_share=0.5)
     answer(machine, "a", 2)
     answer(machine, "b", 2)
     again, effects = resumed(machine, Offered(update("b")))
