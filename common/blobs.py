@@ -29,6 +29,7 @@ class BlobStore:
     """The blobs of one process."""
 
     def __init__(self, directory: Path, bytes_max: int) -> None:
+        self.directory = directory
         self._blobs, self._parts = directory / "blobs", directory / "parts"
         for folder in (self._blobs, self._parts):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,18 +1,20 @@
 """The global model: where updates become the next one. Everything here blocks; the service calls it in a thread.
 
-Memory is that of the model, whatever the cohort: blobs are streamed from disk, in the order of the updates.
+Memory is that of the model, whatever the cohort: blobs are read from disk one by one, in the order of the updates.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 
-from common import chunks, compression
+from common import chunks, compression, files
 from common.blobs import BlobStore
 from common.ids import Digest
 from common.messages import Manifest, Reason, Update
 from common.tensors import Schema, Vector
 from coordinator import screening, strategies
+from coordinator.optimizers import Memory
 from coordinator.round import Counted
-from coordinator.strategies import Memory, Strategy
+from coordinator.strategies import Contribution, Strategy
 
 
 class GlobalModel:
@@ -65,18 +67,23 @@ class GlobalModel:
 
     def merge(self, counted: Sequence[Counted]) -> str:
         """Take updates in, in their order; say why nothing came of it, and then nothing has changed."""
-        deltas = (
-            (self._delta(one.update), self.strategy.weight(one.update), one.staleness) for one in counted
-        )
-        advanced = strategies.merge(self.strategy, self.vector, deltas, self._memory)
-        if advanced is None:
+        contributions = [
+            Contribution(
+                functools.partial(self._delta, one.update), self.strategy.weight(one.update), one.staleness
+            )
+            for one in counted
+        ]
+        with files.said_plainly():
+            merged = strategies.merge(
+                self.strategy, self.vector, contributions, self._memory, self._store.directory
+            )
+        if merged is None:
             return "the merged model is not finite"
-        vector, memory = advanced
-        manifest = self._put(vector)
+        manifest = self._put(merged.model)
         if manifest.digest in self._had:  # clients train once from a model
             return "the merged model is one that the run has had"
-        self.memory = tuple(self._store.put(compression.encode("none", part)) for part in memory)
-        self.vector, self._memory, self.manifest = vector, memory, manifest
+        self.memory = tuple(self._store.put(compression.encode("none", part)) for part in merged.memory)
+        self.vector, self._memory, self.manifest = merged.model, merged.memory, manifest
         self._had.add(self.digest)
         return ""
 

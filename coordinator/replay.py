@@ -3,6 +3,7 @@
 Memory is that of the model, whatever the number of updates.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from common.ids import Digest, sha256
 from common.messages import Update
 from common.tensors import Schema, Vector
 from coordinator import strategies
-from coordinator.strategies import Memory, Strategy
+from coordinator.optimizers import Memory
+from coordinator.strategies import Contribution, Strategy
 from coordinator.transcript import MergedUpdate
 
 
@@ -30,14 +32,18 @@ class Replay:
 
         Raises: OSError, DecodeError, and whatever a strategy of someone's own raises.
         """
-        deltas = (
-            (self._read(merged.delta, update.delta.codec), merged.weight, merged.staleness)
+        contributions = [
+            Contribution(
+                functools.partial(self._read, merged.delta, update.delta.codec),
+                merged.weight,
+                merged.staleness,
+            )
             for merged, update in updates
-        )
-        made = strategies.merge(self._strategy, self._vector, deltas, self._memory)
+        ]
+        made = strategies.merge(self._strategy, self._vector, contributions, self._memory)
         if made is None:
             raise DecodeError("what they make is not finite")
-        self._vector, self._memory = made
+        self._vector, self._memory = made.model, made.memory
         return sha256(compression.encode("none", self._vector))
 
     def _read(self, digest: str, codec: str) -> Vector:

@@ -1,27 +1,32 @@
 """Strategies: what a round's updates do to the model.
 
-    weigh(update) -> how much it counts       combine(d) -> an aggregator
+    weigh(update) -> how much it counts       combine(deltas, weights) -> delta, an aggregator
     step(model, delta, memory) -> the next model, and what the strategy remembers
 
-A strategy is a value of three functions. Memory goes in and comes out, so it can be written to a checkpoint,
-and one strategy serves many runs. One of your own is such a value, or a function (**options) returning one.
+A strategy is a value of these three. Memory goes in and comes out, so it can be written to a checkpoint, and one
+strategy serves many runs. One of your own is such a value, or a function (**options) returning one. To all of them
+`combine="krum(f=2)"` gives another aggregator than the mean.
 Shapes: model, delta and each part of the memory float32[d].
+Not here: the steps of server optimisers (`optimizers`), the rules that combine (`aggregators`).
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common import limits, plugins
 from common.errors import ConfigError, UsageError
 from common.messages import Update
 from common.tensors import Vector
-from coordinator.aggregators import Aggregator, Mean
-
-Memory = tuple[Vector, ...]  # empty before the first step
-Step = Callable[[Vector, Vector, Memory], tuple[Vector, Memory]]
+from coordinator import aggregators, optimizers
+from coordinator.aggregator import Aggregator
+from coordinator.aggregators import mean
+from coordinator.optimizers import Memory, Step, sgd
+from coordinator.rows import Spooled
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Strategy:
     """How updates are weighed, combined and applied."""
 
     weigh: Callable[[Update], float]
-    combine: Callable[[int], Aggregator]
+    combine: Aggregator
     step: Step
 
     def weight(self, update: Update) -> float:
@@ -45,18 +50,41 @@ def by_examples(update: Update) -> float:
     return float(update.examples)
 
 
-def sgd(lr: float) -> Step:
-    """Move the model along the delta: x + ηΔ."""
-
-    def step(model: Vector, delta: Vector, memory: Memory) -> tuple[Vector, Memory]:
-        return model + np.float32(lr) * delta, memory
-
-    return step
-
-
 def fedavg(lr: float = 1.0) -> Strategy:
     """Federated averaging: McMahan et al. 2017, Algorithm 1 (arXiv:1602.05629), with the coordinator's η."""
-    return Strategy(by_examples, Mean, sgd(_rate("fedavg", lr)))
+    return Strategy(by_examples, mean(), sgd(lr))
+
+
+def fedavgm(lr: float = 1.0, momentum: float = 0.9, nesterov: bool = False) -> Strategy:
+    """FedAvg with momentum at the coordinator: Hsu et al. 2019 (arXiv:1909.06335)."""
+    return Strategy(by_examples, mean(), optimizers.momentum(lr, momentum, nesterov=nesterov))
+
+
+def fedadagrad(lr: float = 0.1, tau: float = 1e-3) -> Strategy:
+    """Adagrad at the coordinator: Reddi et al. 2021, Algorithm 2 (arXiv:2003.00295), with β₁ = 0."""
+    return Strategy(by_examples, mean(), optimizers.adagrad(lr, tau))
+
+
+def fedadam(
+    lr: float = 0.1, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3, bias_correction: bool = False
+) -> Strategy:
+    """Adam at the coordinator: Reddi et al. 2021, Algorithm 2 (arXiv:2003.00295)."""
+    return Strategy(
+        by_examples, mean(), optimizers.adam(lr, beta1, beta2, tau, bias_correction=bias_correction)
+    )
+
+
+def fedyogi(
+    lr: float = 0.01,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    tau: float = 1e-3,
+    bias_correction: bool = False,
+) -> Strategy:
+    """Yogi at the coordinator: Reddi et al. 2021, Algorithm 2 (arXiv:2003.00295)."""
+    return Strategy(
+        by_examples, mean(), optimizers.yogi(lr, beta1, beta2, tau, bias_correction=bias_correction)
+    )
 
 
 def fedbuff(lr: float = 1.0) -> Strategy:
@@ -64,24 +92,27 @@ def fedbuff(lr: float = 1.0) -> Strategy:
 
     Every update counts the same; `merge` scales each delta by s(τ), so the mean over the K that were merged is the sum.
     """
-    return Strategy(lambda _: 1.0, Mean, sgd(_rate("fedbuff", lr)))
+    return Strategy(lambda _: 1.0, mean(), sgd(lr))
 
 
-def _rate(name: str, lr: float) -> float:
-    if not (isinstance(lr, int | float) and 0 < lr < np.inf):
-        raise ConfigError(f"{name}: lr must be a number above 0, not {lr!r}")
-    return lr
-
-
-STRATEGIES: Mapping[str, Callable[..., Strategy]] = {"fedavg": fedavg, "fedbuff": fedbuff}
+STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
+    "fedavg": fedavg,
+    "fedavgm": fedavgm,
+    "fedadagrad": fedadagrad,
+    "fedadam": fedadam,
+    "fedyogi": fedyogi,
+    "fedbuff": fedbuff,
+}
 
 
 def resolve(text: str) -> Strategy:
-    """Find `fedavg`, `fedavg(lr=0.5)`, an installed one, or `package.module:attribute`.
+    """Find `fedavg`, `fedadam(lr=0.5, combine="krum(f=2)")`, an installed one, or `package.module:attribute`.
 
     Raises: UsageError for what is not there, ConfigError for options that it does not take.
     """
-    name, options = plugins.parse(text)
+    name, given = plugins.parse(text)
+    options = dict(given)
+    rule = options.pop("combine", None)
     found = plugins.find("fedmq.strategies", STRATEGIES, name)
     if callable(found):
         found = plugins.call(name, found, **options)
@@ -91,20 +122,54 @@ def resolve(text: str) -> Strategy:
         raise UsageError(
             f"{name!r} is a {type(found).__name__}, not a Strategy or a function that returns one"
         )
-    return found
+    return found if rule is None else replace(found, combine=aggregators.resolve(str(rule)))
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """An update in a merge."""
+
+    read: Callable[[], Vector]  # its delta: as often as the aggregator asks
+    weight: float
+    staleness: int = 0
+
+    def delta(self) -> Vector:
+        """Read the delta, scaled by its staleness."""
+        return discounted(self.read(), self.staleness)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What came of a round."""
+
+    model: Vector
+    memory: Memory
+    delta: Vector
+    scores: NDArray[np.float64]  # by the aggregator's own measure, one for each contribution
 
 
 def merge(
-    strategy: Strategy, model: Vector, updates: Iterable[tuple[Vector, float, int]], memory: Memory
-) -> tuple[Vector, Memory] | None:
-    """Merge (delta, weight, staleness) in their order; None where the result is not finite.
+    strategy: Strategy,
+    model: Vector,
+    contributions: Sequence[Contribution],
+    memory: Memory,
+    spool: Path | None = None,
+) -> Merged | None:
+    """Merge in the given order; None where the result is not finite.
 
-    An audit merges with this too: the same updates give the same model, bit for bit. Raises: ConfigError.
+    An audit merges with this too: the same updates give the same model, bit for bit. `spool`: a directory with room for
+    all deltas, for aggregators that read columns. Raises: ConfigError, OSError.
     """
-    aggregate = strategy.combine(model.size)
-    for delta, weight, staleness in updates:
-        aggregate.add(discounted(delta, staleness), weight)
-    return advance(strategy, model, aggregate.result(), memory)
+    rows = Spooled([one.delta for one in contributions], model.size, spool)
+    weights = np.array([one.weight for one in contributions])
+    before, own = (memory[0], memory[1:]) if strategy.combine.remembers and memory else (None, memory)
+    made = strategy.combine.judge(rows, weights, before)
+    advanced = advance(strategy, model, made.delta, own)
+    if advanced is None:
+        return None
+    stepped, remembered = advanced
+    kept = (made.delta, *remembered) if strategy.combine.remembers else remembered
+    return Merged(stepped, kept, made.delta, made.scores)
 
 
 def discounted(delta: Vector, staleness: int) -> Vector:

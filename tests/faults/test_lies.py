@@ -12,9 +12,10 @@ from common import chunks, identity
 from common.messages import Presence, Task
 from common.topics import Kind
 from coordinator import audit
-from coordinator.aggregators import Mean
+from coordinator.aggregators import mean
 from coordinator.buffer import BufferPolicy
-from coordinator.strategies import Strategy, by_examples, sgd
+from coordinator.optimizers import sgd
+from coordinator.strategies import Strategy, by_examples
 from edge_client.service import Client
 from faults.checker import check
 from faults.test_crash import Own, killed
@@ -255,7 +256,7 @@ def raising(error):
     def step(*_):
         raise error
 
-    return Strategy(by_examples, Mean, step)
+    return Strategy(by_examples, mean(), step)
 
 
 def with_memory(model, delta, memory):
@@ -267,11 +268,11 @@ def with_memory(model, delta, memory):
 @pytest.mark.parametrize(
     ("strategy", "completes"),
     [
-        (Strategy(lambda update: np.sqrt(update.examples), Mean, sgd(1.0)), True),
-        (Strategy(lambda _: np.float32(0.1), Mean, sgd(1.0)), True),
-        (Strategy(lambda _: 1e301, Mean, sgd(1.0)), False),
-        (Strategy(lambda _: "much", Mean, sgd(1.0)), False),
-        (Strategy(by_examples, Mean, lambda model, delta, _: (model + delta, (np.zeros(1),))), False),
+        (Strategy(lambda update: np.sqrt(update.examples), mean(), sgd(1.0)), True),
+        (Strategy(lambda _: np.float32(0.1), mean(), sgd(1.0)), True),
+        (Strategy(lambda _: 1e301, mean(), sgd(1.0)), False),
+        (Strategy(lambda _: "much", mean(), sgd(1.0)), False),
+        (Strategy(by_examples, mean(), lambda model, delta, _: (model + delta, (np.zeros(1),))), False),
         (raising(RuntimeError("no file \udcff")), False),
         (raising(RuntimeError("x" * 5000)), False),
         (raising(SystemExit(3)), False),
@@ -297,7 +298,7 @@ def test_what_a_strategy_remembers_is_the_same_after_a_restart(tmp_path):
             async with served(*(lab.client(name, Own(name)) for name in ("client-1", "client-2"))):
                 while True:
                     coordinator = lab.coordinator(rounds=4, quorum_share=1.0)
-                    coordinator.model.strategy = Strategy(by_examples, Mean, with_memory)
+                    coordinator.model.strategy = Strategy(by_examples, mean(), with_memory)
                     serving = asyncio.create_task(coordinator.serve())
                     done = len(lab.named("round.finished"))
                     if kills > done:

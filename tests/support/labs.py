@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from common.datasets import ClientData
-from coordinator.aggregators import Mean
+from coordinator.aggregators import mean
 from coordinator.strategies import Strategy, by_examples
 
 NUMBER = 7
@@ -72,11 +72,11 @@ def not_data(client_id: str, num_clients: int) -> int:
     return num_clients
 
 
-HALVING = Strategy(by_examples, Mean, lambda model, delta, memory: (model + delta / 2, (*memory, delta)))
+HALVING = Strategy(by_examples, mean(), lambda model, delta, memory: (model + delta / 2, (*memory, delta)))
 
 
 def scaled(by: float = 2.0) -> Strategy:
-    return Strategy(lambda _: 1.0, Mean, lambda model, delta, memory: (model + by * delta, memory))
+    return Strategy(lambda _: 1.0, mean(), lambda model, delta, memory: (model + by * delta, memory))
 
 
 def rolling(beta: float = 0.5) -> Strategy:
@@ -87,4 +87,4 @@ def rolling(beta: float = 0.5) -> Strategy:
         velocity = np.float32(beta) * velocity + delta
         return model + velocity, (velocity,)
 
-    return Strategy(by_examples, Mean, step)
+    return Strategy(by_examples, mean(), step)

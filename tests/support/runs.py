@@ -1,5 +1,6 @@
 """A small genuine run on disk: real keys, envelopes, blobs and models; told as the coordinator tells it."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from common.messages import Reason, Update
 from common.tensors import Schema, TensorSpec, Vector
 from common.topics import Kind, Topics
 from coordinator import strategies, transcript
+from coordinator.optimizers import Memory
 from coordinator.registry import RunFolder
-from coordinator.strategies import Memory
+from coordinator.strategies import Contribution
 from coordinator.transcript import (
     ZEROS,
     AnyFact,
@@ -134,10 +136,13 @@ class Told:
 
     def commit(self, number: int, updates: Sequence[MergedUpdate], **more: object) -> None:
         strategy = strategies.resolve(self.strategy)
-        deltas = [(self._delta(update.delta), update.weight, update.staleness) for update in updates]
+        deltas = [
+            Contribution(functools.partial(self._delta, update.delta), update.weight, update.staleness)
+            for update in updates
+        ]
         made = strategies.merge(strategy, self.model, deltas, self.memory)
         assert made is not None
-        base, (self.model, self.memory) = self.base, made
+        base, self.model, self.memory = self.base, made.model, made.memory
         self.folder.save(SCHEMA, self.model, number)
         self.bases.append(sha256(compression.encode("none", self.model)))
         self.conclude(number, Outcome.COMMITTED, base, list(updates), **more)

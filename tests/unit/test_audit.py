@@ -17,6 +17,7 @@ from common.ids import sha256
 from common.messages import Reason
 from common.topics import Kind, Topics
 from coordinator import audit, registry, strategies, transcript
+from coordinator.strategies import Contribution
 from coordinator.transcript import Outcome, Refusal, Resumed
 from support import federation, runs
 from support.federation import member
@@ -572,9 +573,9 @@ def test_a_blob_that_is_a_folder_is_found(told):
 
 def test_a_stale_delta_counts_for_less_and_its_weight_stays():
     model, delta = np.zeros(2, np.float32), np.array([2, -4], np.float32)
-    fresh, stale = (delta, 1.0, 0), (delta, 1.0, 3)
-    (one, _) = strategies.merge(strategies.resolve("fedavg"), model, [stale], ())
-    (both, _) = strategies.merge(strategies.resolve("fedavg"), model, [fresh, stale], ())
-    assert one.tolist() == [1, -2]  # alone too: it does not cancel
-    assert both.tolist() == [1.5, -3]
+    fresh, stale = (Contribution(lambda: delta, 1.0, staleness) for staleness in (0, 3))
+    one = strategies.merge(strategies.resolve("fedavg"), model, [stale], ())
+    both = strategies.merge(strategies.resolve("fedavg"), model, [fresh, stale], ())
+    assert one.model.tolist() == [1, -2]  # alone too: it does not cancel
+    assert both.model.tolist() == [1.5, -3]
     assert delta.tolist() == [2, -4]

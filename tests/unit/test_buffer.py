@@ -48,6 +48,7 @@ from coordinator.run import (
     Started,
     StopAsked,
 )
+from coordinator.strategies import Contribution
 from support.updates import BASE, update
 
 A, B, C = ClientId("a"), ClientId("b"), ClientId("c")
@@ -998,7 +999,14 @@ def test_a_merge_is_that_of_the_paper(seed, count, lr):
         expected += lr * delta / math.sqrt(1 + tau) / count
 
     strategy = strategies.resolve(f"fedbuff(lr={lr})")
-    weights = [strategy.weigh(update("a", examples=1 + index)) for index in range(count)]
-    result, memory = strategies.merge(strategy, x, zip(deltas, weights, staleness, strict=True), ())
-    assert result == pytest.approx(expected, abs=1e-5)
-    assert memory == ()
+    made = strategies.merge(
+        strategy,
+        x,
+        [
+            Contribution(lambda i=i: deltas[i], strategy.weigh(update("a", examples=1 + i)), staleness[i])
+            for i in range(count)
+        ],
+        (),
+    )
+    assert made.model == pytest.approx(expected, abs=1e-5)
+    assert made.memory == ()

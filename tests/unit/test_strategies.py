@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigError, UsageError
-from coordinator.aggregators import Mean
-from coordinator.strategies import STRATEGIES, Strategy, advance, by_examples, resolve, sgd
+from coordinator.aggregators import mean
+from coordinator.optimizers import sgd
+from coordinator.strategies import STRATEGIES, Contribution, Strategy, advance, by_examples, merge, resolve
 from support.labs import HALVING
 from support.updates import update
 
@@ -35,12 +36,18 @@ def test_the_model_moves_along_the_delta(text, expected):
 
 def test_one_whole_round_of_fedavg():
     strategy = resolve("fedavg")
-    mean = strategy.combine(3)
-    for client, examples, delta in (("a", 30, DELTA), ("b", 10, -DELTA)):
-        mean.add(delta, strategy.weigh(update(client, examples=examples)))
-    model, memory = advance(strategy, MODEL, mean.result(), ())
-    assert model == pytest.approx(MODEL + DELTA / 2, rel=1e-6)
-    assert memory == ()
+    merged = merge(
+        strategy,
+        MODEL,
+        [
+            Contribution(lambda: DELTA, strategy.weigh(update("a", examples=30))),
+            Contribution(lambda: -DELTA, strategy.weigh(update("b", examples=10))),
+        ],
+        (),
+    )
+    assert merged.model == pytest.approx(MODEL + DELTA / 2, rel=1e-6)
+    assert merged.delta == pytest.approx(DELTA / 2, rel=1e-6)
+    assert merged.memory == ()
 
 
 def test_memory_goes_in_and_comes_out():
@@ -51,49 +58,49 @@ def test_memory_goes_in_and_comes_out():
 def test_what_is_not_finite_replaces_nothing():
     assert advance(resolve("fedavg"), MODEL, DELTA * np.float32(np.nan), ()) is None
     assert advance(resolve("fedavg(lr=1e38)"), MODEL, DELTA * 1e3, ()) is None
-    remembers = Strategy(by_examples, Mean, lambda model, delta, memory: (model, (*memory, delta)))
+    remembers = Strategy(by_examples, mean(), lambda model, delta, memory: (model, (*memory, delta)))
     assert advance(remembers, MODEL, np.full_like(DELTA, np.inf), ()) is None
     wide = Strategy(
-        by_examples, Mean, lambda model, delta, memory: ((model + delta).astype(np.float64) * 1e300, memory)
+        by_examples, mean(), lambda model, delta, memory: ((model + delta).astype(np.float64) * 1e300, memory)
     )
     assert advance(wide, MODEL, DELTA, ()) is None
 
 
 def test_a_model_of_another_shape_is_refused():
-    short = Strategy(by_examples, Mean, lambda model, delta, memory: ((model + delta)[1:], memory))
+    short = Strategy(by_examples, mean(), lambda model, delta, memory: ((model + delta)[1:], memory))
     with pytest.raises(ConfigError, match="shape"):
         advance(short, MODEL, DELTA, ())
 
 
 def test_what_a_strategy_remembers_is_float32_of_the_models_shape():
-    wide = Strategy(by_examples, Mean, lambda model, delta, _: (model, (delta.astype(np.float64) / 3,)))
+    wide = Strategy(by_examples, mean(), lambda model, delta, _: (model, (delta.astype(np.float64) / 3,)))
     _, (remembered,) = advance(wide, MODEL, DELTA, ())
     assert remembered.dtype == np.float32
-    odd = Strategy(by_examples, Mean, lambda model, delta, _: (model, (delta[:1],)))
+    odd = Strategy(by_examples, mean(), lambda model, delta, _: (model, (delta[:1],)))
     with pytest.raises(ConfigError, match="remembers a vector of the shape"):
         advance(odd, MODEL, DELTA, ())
 
 
 @pytest.mark.parametrize("weight", [np.float64(2.5), np.float32(2.5), 2.5])
 def test_a_weight_is_a_plain_number(weight):
-    assert type(Strategy(lambda _: weight, Mean, sgd(1.0)).weight(update("a"))) is float
+    assert type(Strategy(lambda _: weight, mean(), sgd(1.0)).weight(update("a"))) is float
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), 1e301])
 def test_what_is_no_weight_is_refused(weight):
     with pytest.raises(ConfigError, match="the weight"):
-        Strategy(lambda _: weight, Mean, sgd(1.0)).weight(update("a"))
+        Strategy(lambda _: weight, mean(), sgd(1.0)).weight(update("a"))
 
 
 @pytest.mark.parametrize(
     ("text", "error", "why"),
     [
-        ("fedsgd", UsageError, ", ".join(STRATEGIES)),
+        ("fedsgd", UsageError, ", ".join(sorted(STRATEGIES))),
         ("fedavg(lr=", UsageError, "literals"),
         ("fedavg(rate=1)", ConfigError, "lr: float = 1.0"),
         ("fedavg(lr=0)", ConfigError, "above 0"),
         ("fedavg(lr='1')", ConfigError, "above 0"),
-        ("fedbuff(lr=0)", ConfigError, "fedbuff: lr must be"),
+        ("fedbuff(lr=0)", ConfigError, "lr must be"),
         ("fedavg(lr=1e999)", ConfigError, "above 0"),
         ("support.labs:NUMBER", UsageError, "not a Strategy"),
         ("support.labs:not_a_module(input_shape=(), num_classes=3)", UsageError, "not a Strategy"),

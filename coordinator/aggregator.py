@@ -1,0 +1,85 @@
+"""What an aggregator is: a rule by which many deltas become one.
+
+    krum(f=2)(deltas, weights) -> delta          krum(f=2).judge(deltas, weights) -> delta and scores
+
+Shapes: deltas float32[n, d], as an array or as `Rows`; weights float64[n]; result float32[d]. f: how many rows may be
+bad. Robust rules do not look at the weights: a bad client lies about them as well.
+Laws: 1. Inputs are not written to. 2. Memory is that of a block of columns and one result; deltas that do not fit are
+`rows.Spooled`. 3. A row that is not finite is left out of a robust rule, and is one of its f. 4. Too few rows for f
+is an error, never quietly a mean. 5. The order of rows is part of the result, as floating-point addition is not
+associative: callers sort by client.
+Not here: the rules themselves (`aggregators`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import ConfigError
+from common.tensors import Vector
+from coordinator.distances import Real, squared_lengths
+from coordinator.rows import Chosen, Matrix, Rows, rows_of
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """What came of a round's rows."""
+
+    delta: Vector
+    scores: Real  # float64[n] by the rule's own measure, the higher the stranger; infinite for rows that are not finite
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a rule works on."""
+
+    rows: Rows
+    weights: Real
+    before: Vector | None  # the aggregate of the round before
+    lengths: Real  # squared; of robust rules only, and finite
+    lost: int = 0  # rows that were not finite and are not among these
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregator:
+    """A rule."""
+
+    name: str
+    work: Callable[[Given], Aggregate]
+    least: int = 1  # rows that it takes
+    is_robust: bool = True
+    remembers: bool = False  # starts from the aggregate of the round before
+
+    def __call__(self, deltas: Rows | Matrix, weights: Real | None = None) -> Vector:
+        """Aggregate. Raises: ConfigError where there are too few rows, or no weight."""
+        return self.judge(deltas, weights).delta
+
+    def judge(
+        self, deltas: Rows | Matrix, weights: Real | None = None, before: Vector | None = None
+    ) -> Aggregate:
+        """Aggregate, and tell how strange each row is. Raises: ConfigError as the call."""
+        rows = rows_of(deltas)
+        n, _ = rows.shape
+        if n < self.least:
+            raise ConfigError(f"{self.name} takes {self.least} updates at least, and there are {n}")
+        given = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+        if given.shape != (n,) or not np.all((given >= 0) & np.isfinite(given)):
+            raise ConfigError(f"{n} updates have weights that are none: {given}")
+        if not self.is_robust:
+            return self.work(Given(rows, given, before, given))
+        return self._without_lost(Given(rows, given, before, squared_lengths(rows)))
+
+    def _without_lost(self, given: Given) -> Aggregate:
+        left = np.isfinite(given.lengths)
+        if left.all():
+            return self.work(given)
+        kept = np.flatnonzero(left)
+        if not kept.size:
+            raise ConfigError(f"{self.name}: not one of the {left.size} updates is finite")
+        rows = Chosen(given.rows, kept.tolist())
+        lost = left.size - kept.size
+        made = self.work(Given(rows, given.weights[left], given.before, given.lengths[left], lost))
+        scores = np.full(left.size, np.inf)
+        scores[left] = made.scores
+        return Aggregate(made.delta, scores)
