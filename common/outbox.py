@@ -12,10 +12,11 @@ Everything here blocks: callers are in threads. Not here: blobs, which lie on di
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from common import codec, limits
@@ -37,6 +38,8 @@ CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
 CLOCK_SET = 1_577_836_800.0  # 2020: before it, a device without a clock of its own does not know the time yet
+
+NO_FACTS: Mapping[str, str] = MappingProxyType({})
 
 Owed = Update | Declined | ClientMetrics
 
@@ -118,8 +121,8 @@ class Outbox:
         ((used,),) = self._database.rows("SELECT coalesce(sum(bytes), 0) FROM entry")
         return int(used)
 
-    def put(self, message: Owed) -> tuple[Outcome, ...]:
-        """Write a message down; returns the updates that had to go for it. Durable, but for metrics.
+    def put(self, message: Owed, facts: Mapping[str, str] = NO_FACTS) -> tuple[Outcome, ...]:
+        """Write a message down, and facts with it; returns the updates that had to go for it. Durable, but for metrics.
 
         Raises: StorageFullError, StorageError, DamagedError: then nothing has changed; DecodeError for a message
         that nobody could read.
@@ -148,6 +151,7 @@ class Outbox:
                     ),
                 )
                 _keep_last_metrics(rows)
+                _set(rows, facts)
         except StorageFullError:
             self.is_full = self.is_full or priority is Priority.UPDATE
             raise
@@ -164,7 +168,14 @@ class Outbox:
         return {blob for (blob,) in self._database.rows("SELECT blob FROM entry WHERE blob IS NOT NULL")}
 
     def settle(
-        self, run: str, base: str, *, refused: Reason | None = None, detail: str = "", late: bool = False
+        self,
+        run: str,
+        base: str,
+        *,
+        refused: Reason | None = None,
+        detail: str = "",
+        late: bool = False,
+        facts: Mapping[str, str] = NO_FACTS,
     ) -> Outcome | None:
         """Turn an update into an outcome, or correct the outcome that it has: the last word counts.
 
@@ -182,6 +193,7 @@ class Outbox:
             for entry_id, *about in found:
                 settled = _judged(about, refused, detail, self._clock(), late=late)
                 _settle(rows, entry_id, settled)
+                _set(rows, facts)
                 self.is_full = False
                 return settled
         return None
@@ -211,7 +223,7 @@ class Outbox:
     def set_fact(self, name: str, value: str) -> None:
         """Write a fact down. Raises: StorageError, DamagedError."""
         with self._database.transaction() as rows:
-            rows.execute("REPLACE INTO fact (name, value) VALUES (?, ?)", (name, value))
+            _set(rows, {name: value})
 
     def _expire(self, rows: sqlite3.Connection, now: float) -> Iterator[Outcome]:
         if now >= CLOCK_SET:
@@ -302,6 +314,10 @@ def _evictable(rows: sqlite3.Connection, key: str, priority: Priority) -> list[t
             "metrics": Priority.METRICS,
         },
     ).fetchall()
+
+
+def _set(rows: sqlite3.Connection, facts: Mapping[str, str]) -> None:
+    rows.executemany("REPLACE INTO fact (name, value) VALUES (?, ?)", facts.items())
 
 
 def _settle(rows: sqlite3.Connection, entry_id: int | None, outcome: Outcome) -> None:

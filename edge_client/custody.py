@@ -6,7 +6,7 @@ Everything here blocks: callers are in threads.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -15,6 +15,8 @@ from common.errors import FedmqError, StorageError
 from common.ids import Digest
 from common.messages import Declined, Reason, Update, Verdict
 from common.outbox import Outbox, Outcome
+from common.tensors import Vector
+from edge_client.residual import Residual
 from edge_client.session import Key
 
 
@@ -33,6 +35,7 @@ class Custody:
 
     def __init__(self, outbox: Outbox, store: BlobStore) -> None:
         self.outbox = outbox
+        self.residual = Residual(outbox, store)
         self._store = store
         self._lock = threading.Lock()  # an update may come while another one with the same blob goes
 
@@ -59,15 +62,21 @@ class Custody:
         }
         return Restored(tuple(pending), judged, declined, tuple(lost))
 
-    def keep(self, update: Update, encoded: bytes | memoryview) -> tuple[Outcome, ...]:
+    def keep(
+        self, update: Update, encoded: bytes | memoryview, left: Vector | None = None
+    ) -> tuple[Outcome, ...]:
         """Put a delta and its update on disk, and clear away what nobody needs beside them and the base.
 
-        Returns the updates that had to go. Raises: StorageFullError, StorageError, DamagedError.
+        `left`: what the codec left out, to go into the next update. Returns the updates that had to go.
+        Raises: StorageFullError, StorageError, DamagedError.
         """
         with self._lock:
             try:
                 self._store.put(encoded)
-                evicted = self.outbox.put(update)
+                facts = {} if left is None else self.residual.keep(update.delta.schema, left)
+                waiting = self._updates()
+                evicted = self.outbox.put(update, facts)
+                self._take_back(waiting, evicted)
             except OSError as error:
                 raise StorageError(f"cannot keep an update: {error}") from error
             except FedmqError:
@@ -75,23 +84,43 @@ class Custody:
                     self._let_go(update.delta.digest)
                 raise
             with suppress(OSError, StorageError):  # the next update's turn
-                self._store.sweep({Digest(update.base), *self.outbox.blobs()})
+                self._store.sweep({Digest(update.base), *self.outbox.blobs(), *self.residual.blobs()})
         return evicted
 
     def settle(self, update: Key, verdict: Verdict) -> None:
         """Write a verdict down and let the delta go. Raises: StorageError, DamagedError."""
         run, base = update
         with self._lock:
-            self.outbox.settle(run, base, refused=verdict.refused, detail=verdict.detail, late=verdict.late)
+            settled = self._updates().get(update) if verdict.refused else None
+            self.outbox.settle(
+                run,
+                base,
+                refused=verdict.refused,
+                detail=verdict.detail,
+                late=verdict.late,
+                facts={} if settled is None else self.residual.give_back(settled),
+            )
             self._let_go(verdict.delta)
 
     def expire(self) -> tuple[Outcome, ...]:
         """Give up what is too old; returns the updates among it. Raises: StorageError, DamagedError."""
         with self._lock:
+            waiting = self._updates()
             expired = self.outbox.expire()
+            self._take_back(waiting, expired)
             for one in expired:
                 self._let_go(one.delta)
         return expired
+
+    def _updates(self) -> dict[Key, Update]:
+        waiting = (entry.message for entry in self.outbox.waiting())
+        return {(one.run, one.base): one for one in waiting if isinstance(one, Update)}
+
+    def _take_back(self, waited: Mapping[Key, Update], gone: Sequence[Outcome]) -> None:
+        """Let what had to go, be in the next update."""
+        for one in gone:
+            for name, value in self.residual.give_back(waited[one.run, one.base]).items():
+                self.outbox.set_fact(name, value)
 
     def _let_go(self, delta: str) -> None:
         if delta not in self.outbox.blobs():

@@ -1,6 +1,7 @@
 """The client's shell: bus <-> session. Everything here waits, nothing decides."""
 
 import asyncio
+import hashlib
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -45,6 +46,7 @@ from common.messages import (
 )
 from common.outbox import Outbox, Outcome, key_of
 from common.parts import Parts
+from common.tensors import Vector
 from common.topics import Kind
 from common.voice import VERSION
 from edge_client.custody import Custody, verdict_of
@@ -381,7 +383,7 @@ class Client:
             {"event": "task.started", "round": task.round, "answer_within_s": round(task.answer_within_s)}
         )
         try:
-            update, encoded = await in_background(self._work, task)
+            update, encoded, left = await in_background(self._work, task)
         except DivergedError as error:
             self._untrained(task, Reason.DIVERGED, str(error))
         except (
@@ -392,24 +394,36 @@ class Client:
             detail = f"{type(error).__name__}: {error}"[: limits.TEXT_CHARACTERS_MAX]
             self._untrained(task, Reason.TRAINING_FAILED, detail)
         else:
-            await self._keep(task, update, encoded)
+            await self._keep(task, update, encoded, left)
 
     def _untrained(self, task: Task, reason: Reason, detail: str) -> None:
         self._inbox.put_nowait(Untrained(task.run, task.round, reason, detail))
 
-    def _work(self, task: Task) -> tuple[Update, bytes | memoryview]:
-        """Train; returns the update and its delta's bytes."""
+    def _work(self, task: Task) -> tuple[Update, bytes | memoryview, Vector | None]:
+        """Train; returns the update, its delta's bytes, and what they leave out."""
         data = self.store.read(task.base.digest)
         base = compression.decode("none", data, self.trainer.schema.elements)
         result = self.trainer.train(base, task.plan)
-        encoded = compression.encode(task.codec, result.delta)
-        manifest = chunks.describe(encoded, codec=task.codec, schema=self.trainer.schema.digest)
-        return self._update(task, result, manifest), encoded
+        schema, whole = self.trainer.schema, result.delta
+        forgets = task.codec in compression.CODECS and compression.CODECS[task.codec].forgets
+        if forgets and (left := self.custody.residual.read(schema.digest)) is not None:
+            whole = whole + left
+        encoded = compression.encode(task.codec, whole, self._rounding_seed(task))
+        left = whole - compression.decode(task.codec, encoded, schema.elements) if forgets else None
+        manifest = chunks.describe(encoded, codec=task.codec, schema=schema.digest)
+        return self._update(task, result, manifest), encoded, left
 
-    async def _keep(self, task: Task, update: Update, encoded: bytes | memoryview) -> None:
+    def _rounding_seed(self, task: Task) -> int:
+        """Draw a codec's random numbers from what the update is: trained again, it is the same to the bit."""
+        named = f"{task.run} {task.base.digest} {self.me}"
+        return int.from_bytes(hashlib.sha256(named.encode()).digest()[:8])
+
+    async def _keep(
+        self, task: Task, update: Update, encoded: bytes | memoryview, left: Vector | None
+    ) -> None:
         """Put an update on disk before anybody hears of it."""
         try:
-            evicted = await in_background(self.custody.keep, update, encoded)
+            evicted = await in_background(self.custody.keep, update, encoded, left)
         except DamagedError as error:
             self._give_up(error)
         except StorageFullError as error:

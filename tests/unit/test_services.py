@@ -105,9 +105,9 @@ class Bomber(Client):
     """Sends a frame that would grow beyond what was agreed on."""
 
     def _work(self, task):
-        update, _ = super()._work(task)
+        update, _, left = super()._work(task)
         bomb = frames.BOMBS["holds more than it says"](4 * SCHEMA.elements)
-        return replace(update, delta=chunks.describe(bomb, codec="zstd", schema=SCHEMA.digest)), bomb
+        return replace(update, delta=chunks.describe(bomb, codec="zstd", schema=SCHEMA.digest)), bomb, left
 
 
 def test_an_update_that_is_a_bomb_is_malformed_and_the_round_goes_on(lab):
