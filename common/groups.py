@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     JsonValue,
     PrivateAttr,
+    field_validator,
     model_validator,
 )
 
@@ -136,9 +137,11 @@ class Run(Group):
         default=None,
         description="strategy: a built-in name or package.module:attribute; unset: fedavg, buffered fedbuff",
     )
-    codec: Literal["none", "fp16", "zstd", "fp16+zstd"] = Field(
-        default="none", description="how updates become bytes"
+    aggregator: str | None = Field(
+        default=None,
+        description="how deltas become one: a built-in name or package.module:attribute; unset: the strategy's own",
     )
+    codec: str = Field(default="none", description="how updates become bytes")
     cohort_size: int | None = Field(
         default=None,
         ge=1,
@@ -188,8 +191,22 @@ class Run(Group):
 
     @property
     def effective_strategy(self) -> str:
-        """The strategy that was chosen, or the one that the mode goes with."""
-        return self.strategy or {"sync": "fedavg", "buffered": "fedbuff"}[self.mode]
+        """The strategy that was chosen, or the one that the mode goes with, with its aggregator."""
+        strategy = self.strategy or {"sync": "fedavg", "buffered": "fedbuff"}[self.mode]
+        if self.aggregator is None:
+            return strategy
+        name, _, options = strategy.rstrip().removesuffix(")").partition("(")
+        given = f"{options.rstrip().rstrip(',')}, " if options.strip() else ""
+        return f"{name}({given}combine={self.aggregator!r})"
+
+    @field_validator("codec")
+    @classmethod
+    def _is_codec(cls, name: str) -> str:
+        from common.compression import CODECS
+
+        if name not in CODECS:
+            raise ValueError(f"no codec {name!r}; there are: {', '.join(CODECS)}")
+        return name
 
     @model_validator(mode="after")
     def _agree(self) -> "Run":

@@ -28,6 +28,7 @@ from compose.cli_shared import (
     training_flags,
 )
 from compose.options import (
+    Aggregator,
     Alpha,
     BatchSize,
     Brokers,
@@ -117,6 +118,7 @@ def demo(
     late: Late = None,
     buffer_size: BufferSize = None,
     strategy: Strategy = None,
+    aggregator: Aggregator = None,
     codec: Codec = None,
     cohort_size: CohortSize = None,
     quorum_share: QuorumShare = None,
@@ -224,6 +226,7 @@ def coordinator(
     late: Late = None,
     buffer_size: BufferSize = None,
     strategy: Strategy = None,
+    aggregator: Aggregator = None,
     codec: Codec = None,
     cohort_size: CohortSize = None,
     quorum_share: QuorumShare = None,

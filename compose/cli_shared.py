@@ -45,6 +45,7 @@ def training_flags(given: dict[str, Any]) -> dict[str, Any]:
         "late": "run__late",
         "buffer_size": "run__buffer_size",
         "strategy": "run__strategy",
+        "aggregator": "run__aggregator",
         "codec": "run__codec",
         "cohort_size": "run__cohort_size",
         "quorum_share": "run__quorum_share",

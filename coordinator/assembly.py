@@ -17,6 +17,7 @@ from common.revocations import Revocations
 from common.settings import Settings
 from common.tensors import Vector
 from coordinator import resuming, strategies
+from coordinator.aggregator import Aggregator
 from coordinator.archive import Archive, Terms, mend
 from coordinator.buffer import BufferPolicy
 from coordinator.exchange import Report
@@ -91,6 +92,7 @@ def assembled(
 
     torch.set_num_threads(os.cpu_count() or 1)
     strategy = strategies.resolve(settings.run.effective_strategy)
+    require_enough(strategy.combine, settings)
     spec = parts.data_spec(settings)
     shape, classes = datasets.describe(spec)
     module = models.build(settings.model.name, shape, classes, seed=settings.seed, **settings.model.options)
@@ -187,6 +189,18 @@ def buffer_policy(settings: Settings) -> BufferPolicy | None:
             f"run.buffer_min is {run.buffer_min}, but {size} updates are merged: see run.buffer_size"
         )
     return BufferPolicy(size, run.buffer_min, run.buffer_per_client)
+
+
+def require_enough(rule: Aggregator, settings: Settings) -> None:
+    """Make sure that an aggregator has the updates that it takes, even in the smallest merge. Raises: ConfigError."""
+    policy, buffer = run_policy(settings), buffer_policy(settings)
+    smallest = buffer.least if buffer else policy.quorum(policy.cohort_size or policy.wait_for)
+    if rule.least > smallest:
+        how = "--num-clients or run.buffer_min" if buffer else "--num-clients or --quorum-share"
+        raise ConfigError(
+            f"{rule.name} takes {rule.least} updates at least, and a round may be merged with {smallest}",
+            advice=f"Raise {how}, or let fewer clients be bad.",
+        )
 
 
 def _policy(settings: Settings, *, hold: bool) -> Policy:
