@@ -49,6 +49,7 @@ from common.pairing import Heard, answer_topic, request_topic
 from common.register import Register
 from common.settings import Settings
 from common.topics import TOKEN_ID_BYTES, Topics
+from compose import wording
 
 NONCE_BYTES = 16
 ONLY_NAME = {Role.CLIENT: "", Role.BRIDGE: "", Role.OPERATOR: OPERATOR, Role.DASHBOARD: DASHBOARD}
@@ -178,14 +179,15 @@ async def _probe(settings: Settings, invitation: Invitation, *, is_said: bool, s
         async with joining.link(invitation, secure) as link:
             await _up(link)
     except TransportError as error:
+        said = f"no newcomer can come in at {at}: {str(error).removeprefix(f'{at}: ')}"
         reached = {address.host for address in parts.addresses(settings)}
         if not is_said or at.host in reached or _is_here(at.host):
             raise TransportError(
-                f"no newcomer can come in at {at}: {error}",
+                said,
                 advice="Name with --at where the broker lets newcomers in: with TLS the port after its own, unless it "
                 "was started with --no-pairing or --pairing-port.",
             ) from None
-        detail = f"{at} does not let newcomers in from this machine: {error}"
+        detail = f"from this machine {said}; another one may have better luck"
         say({"event": "pairing.warning", "reason": "unreachable", "detail": detail})
 
 
@@ -250,8 +252,8 @@ def show(offer: Offer, *, png: Path | None, svg: Path | None, as_json: bool) -> 
         return
     until = datetime.fromtimestamp(invitation.expires).astimezone()
     print(qr.terminal(invitation.code, colour=sys.stdout.isatty()))
-    who = f"{offer.role} {offer.name}".strip()
-    print(f"For one {who}, until {until:%H:%M:%S}, once, at {at}. On its machine:")
+    who = wording.member(offer.role, offer.name)
+    print(f"For {who}, until {until:%H:%M:%S}, once, at {at}. On its machine:")
     print(f"{_command(offer)}", flush=True)
     if is_loopback(invitation.host):
         print("Only this machine can reach that address; --at HOST:PORT names another.", flush=True)
@@ -294,6 +296,7 @@ class _Welcome:
         self._inbox: asyncio.Queue[InviterEvent] = asyncio.Queue()
         self._ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         self._asking: asyncio.Task[None] | None = None
+        self._question = ""  # that stands on the last line
 
     async def over(self) -> None:
         """Wait for the end. Raises: PairingError where nobody came in."""
@@ -321,7 +324,8 @@ class _Welcome:
     async def _stop(self, working: list[asyncio.Task[None]]) -> None:
         if self._asking is not None and not self._asking.done():
             self._asking.cancel()
-            _break_line()
+            if self._question:
+                _prompt("\n")
         for task in working:
             task.cancel()
         await asyncio.gather(*working, return_exceptions=True)
@@ -343,10 +347,10 @@ class _Welcome:
                         self._inbox.put_nowait(Heard(payload))
                 case LinkDown(why, _):
                     if not is_down:
-                        self._say({"event": "broker.unreachable", "why": why})
+                        self._interject({"event": "broker.unreachable", "why": why})
                     is_down = True
                 case LinkUp() if is_down:
-                    self._say({"event": "broker.back"})
+                    self._interject({"event": "broker.back"})
                     is_down = False
                 case _:
                     pass
@@ -360,7 +364,7 @@ class _Welcome:
             case Issue():
                 return self._issue(effect)
             case Warn(reason, detail):
-                self._say({"event": "pairing.warning", "reason": reason, "detail": detail})
+                self._interject({"event": "pairing.warning", "reason": reason, "detail": detail})
             case Ended():
                 self._ended.set_result(effect)
         return None
@@ -373,8 +377,18 @@ class _Welcome:
         code = f"{asked.code[:3]} {asked.code[3:]}"
         about = {"role": asked.role, "name": asked.name, "code": code, "key": asked.fingerprint}
         self._say({"event": "pairing.asked", **about, **({"replaces": True} if asked.replaces else {})})
-        question = f"Does the screen of {asked.name} show the code {code} as well? [y/N] "
-        self._inbox.put_nowait(Confirmed() if await in_background(_yes, question) else Rejected())
+        self._question = f"Does the screen of {asked.name} show the code {code} as well? [y/N] "
+        _prompt(self._question)
+        is_confirmed = await in_background(_yes)
+        self._question = ""
+        self._inbox.put_nowait(Confirmed() if is_confirmed else Rejected())
+
+    def _interject(self, event: dict[str, object]) -> None:
+        """Say something while a question may stand there: it is asked again below."""
+        if self._question:
+            _prompt("\n")
+        self._say(event)
+        _prompt(self._question)
 
     async def _issue(self, wanted: Issue) -> None:
         try:
@@ -386,17 +400,15 @@ class _Welcome:
         self._inbox.put_nowait(Issued(certificates.der(made)))
 
 
-def _yes(question: str) -> bool:
-    """Ask whoever sits here. It may still be waiting when the process ends: so it holds no lock of a Python stream."""
-    sys.stderr.write(question)
-    sys.stderr.flush()
+def _yes() -> bool:
+    """Wait for an answer. It may still be waiting when the process ends: so it holds no lock of a Python stream."""
     typed = b""
-    while not typed.endswith(b"\n") and (more := os.read(sys.stdin.fileno(), 4096)):
-        typed += more
+    with contextlib.suppress(OSError):  # standard input may be closed
+        while not typed.endswith(b"\n") and (more := os.read(0, 4096)):
+            typed += more
     return typed.strip().lower() in {b"y", b"yes"}
 
 
-def _break_line() -> None:
-    """End the line of a question that nobody answers any more."""
-    sys.stderr.write("\n")
+def _prompt(text: str) -> None:
+    sys.stderr.write(text)
     sys.stderr.flush()

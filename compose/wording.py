@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from common import limits
 from common.log import escape
 from common.settings import Settings
 
@@ -80,6 +81,11 @@ LINES = {
 }
 
 
+def member(role: object, name: object) -> str:
+    """Name somebody; who is the only one of that role has the role's name."""
+    return f"{role} {name}" if name not in ("", role) else str(role)
+
+
 def lines(event: Event) -> list[str]:
     """Put what a verb without a screen says on a terminal into words; empty where there are none."""
     match event["event"]:
@@ -91,10 +97,16 @@ def lines(event: Event) -> list[str]:
             ]
         case "pairing.asked":
             also = ", in place of the one who has that name" if event.get("replaces") else ""
-            return [f"{event['role']} {event['name']} asks to be let in{also}; its key is {event['key']}"]
+            return [
+                f"{member(event['role'], event['name'])} asks to be let in{also}; its key is {event['key']}"
+            ]
         case "pairing.done":
-            where = f"; its keys are in {event['keys_dir']}" if "keys_dir" in event else ""
-            return [f"{event['role']} {event['name']} is enrolled{where}"]
+            who, more = (
+                member(event["role"], event["name"]),
+                f"answering it for {limits.PAIRING_LINGER_S:g} s more",
+            )
+            where = f"its keys are in {event['keys_dir']}" if "keys_dir" in event else more
+            return [f"{who} is enrolled; {where}"]
         case "pairing.next":
             begin = [f"begin with: {event['command']}"] if event["command"] else []
             return [*begin, "what runs already under that name is to be started again"]
