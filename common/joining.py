@@ -12,7 +12,7 @@ from typing import Any
 
 from cryptography import x509
 
-from common import files, identity, keys, limits, parts, tls
+from common import files, identity, keys, limits, log, parts, tls
 from common.bus import Arrived, LinkDown, LinkUp
 from common.certificates import Role
 from common.driver import drive
@@ -203,10 +203,8 @@ class _Pairing:
         match self._ended.result():
             case Enrolled() as enrolled:
                 return enrolled
-            case Failed(reason, detail):
-                why = f"; the broker: {self._why_down}" if self._why_down else ""
-                said = f"the pairing failed: {reason}{f', {detail}' if detail else ''}{why}"
-                raise PairingError(said, advice=_ADVICE[reason])
+            case Failed() as failed:
+                raise _error(failed, self._why_down)
 
     def _complain(self) -> None:
         """Say that nobody answers: the other side may have ended long before the invitation does."""
@@ -268,6 +266,13 @@ class _Pairing:
         for effect in self._machine.handle(GaveUp(reason), time.monotonic()):
             if isinstance(effect, Farewell):
                 await self._send_farewell(effect.data)
+
+
+def _error(failed: Failed, why_down: str) -> PairingError:
+    """Say why nothing came of it; the words of the other side among that steer no terminal."""
+    detail = f", {log.escape(failed.detail)}" if failed.detail else ""
+    why = f"; the broker: {why_down}" if why_down else ""
+    return PairingError(f"the pairing failed: {failed.reason}{detail}{why}", advice=_ADVICE[failed.reason])
 
 
 def _keep_brokers(directory: Path, brokers: tuple[str, ...]) -> None:

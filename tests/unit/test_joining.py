@@ -8,6 +8,7 @@ from common.errors import ConfigError
 from common.identity import KeyType
 from common.invitation import Invitation, link_fingerprint
 from common.messages import EnrolReason
+from common.newcomer import Failed
 from common.settings import Settings
 from support import federation
 from support.federation import member
@@ -70,3 +71,11 @@ def test_another_root_is_an_error(settings, tmp_path):
 
 def test_each_reason_for_which_nothing_comes_of_a_pairing_has_its_advice():
     assert set(joining._ADVICE) == set(EnrolReason)
+
+
+def test_a_failure_says_its_reason_and_its_advice_and_steers_no_terminal():
+    error = joining._error(Failed(EnrolReason.NAME_TAKEN, "c1\x1b[2J is here"), "refused")
+    assert str(error) == "the pairing failed: name-taken, c1\\u001b[2J is here; the broker: refused"
+    assert "--replace" in error.advice
+    assert error.exit_code == 6
+    assert str(joining._error(Failed(EnrolReason.GIVEN_UP, ""), "")) == "the pairing failed: given-up"

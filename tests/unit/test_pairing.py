@@ -117,7 +117,7 @@ def resealed(data, key, **changes):
     tree = {**codec.unpack(parts.payload, bytes_max=2**20), **changes}
     header = codec.decode(parts.header, envelope.Header)
     payload = codec.pack(dict(sorted(tree.items())))
-    is_request = parts.type == "enrol-request"
+    is_request = parts.type in {"enrol-request", "enrol-cancel"}
     topic = (pairing.request_topic if is_request else pairing.answer_topic)(INVITATION)
     return envelope.seal_with(key, topic, parts.type, header, payload)
 
