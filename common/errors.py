@@ -10,6 +10,7 @@
     ├── UnhealthyError 4         a part is not there, or not ready
     ├── TimedOutError 5          no answer in time
     ├── CommandRefusedError 6    the coordinator does not do what it was told
+    ├── PairingError 6           a newcomer was not enrolled; the same on both sides
     ├── AlreadyRunningError 6    another process holds this state directory
     ├── RivalError 6             another coordinator leads this federation
     ├── WireError 65             what came in is not what it should be
@@ -92,6 +93,12 @@ class TimedOutError(FedmqError):
 
 class CommandRefusedError(FedmqError):
     """See with `fedmq status` where the run stands."""
+
+    exit_code = 6
+
+
+class PairingError(FedmqError):
+    """Run `fedmq pair invite` again for a new code."""
 
     exit_code = 6
 

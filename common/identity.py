@@ -397,7 +397,7 @@ def _vouch(  # noqa: PLR0917 - all of a certificate
     hosts: Sequence[str] = (),
 ) -> x509.Certificate:
     if not certificates.may_be_called(role, name):
-        raise ConfigError(f"a {role} cannot be called {name!r}")
+        raise ConfigError(f"no {role} can be called {name!r}")
     if hosts and role is not Role.BROKER:
         raise ConfigError(f"only a broker's certificate names hosts, not that of a {role}")
     root, key = read_root(directory), _root_key(directory, passphrase)

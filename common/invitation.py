@@ -1,10 +1,11 @@
 """An invitation to a federation: what a QR code says, and as text what may be typed.
 
     FEDMQ1:<base45 of the canonical msgpack of
-        [1, host, port, spki, federation, root_fingerprint, token_id, token, expires]>
+        [1, host, port, spki, federation, root_fingerprint, token_id, token, expires]
+    and of the first 4 bytes of its SHA-256>
 
 It holds no private key. Whoever sees it before it expires may ask to be let in, once: the token is a secret
-until then, and is in no `repr`.
+until then, and is in no `repr`. The four bytes are for people who type: one wrong character may still spell a list.
 """
 
 import hashlib
@@ -15,14 +16,14 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from common import base45, certificates, codec, ids, topics
+from common import base45, certificates, codec, ids, limits, topics
 from common.certificates import Root
 from common.errors import ConfigError, DecodeError, InvitationError
 from common.ids import FederationId
 
 VERSION: Literal[1] = 1
 TOKEN_BYTES = 16
-TEXT_CHARACTERS_MAX = 1024  # more than the longest host and federation need
+CHECK_BYTES = 4
 HOST = r"[A-Za-z0-9:](?:[A-Za-z0-9.:_-]{0,251}[A-Za-z0-9.:])?"  # a name, IPv4, or IPv6 without its brackets
 
 _PREFIX = re.compile(r"FEDMQ([0-9]{1,4}):")
@@ -70,7 +71,8 @@ class Invitation:
             self.token,
             self.expires,
         )
-        return f"FEDMQ{VERSION}:{base45.encode(codec.encode(spelled))}"
+        data = codec.encode(spelled)
+        return f"FEDMQ{VERSION}:{base45.encode(data + _check_of(data))}"
 
     @property
     def user(self) -> str:
@@ -81,7 +83,7 @@ class Invitation:
 def parse(text: str) -> Invitation:
     """Read an invitation as it was scanned or typed. Raises: InvitationError."""
     typed = text.strip()
-    if len(typed) > TEXT_CHARACTERS_MAX or not typed.isascii():
+    if len(typed) > limits.INVITATION_CHARACTERS_MAX or not typed.isascii():
         raise InvitationError("this is no invitation: it is too long, or has letters that none has")
     typed = typed.upper()
     found = _PREFIX.match(typed)
@@ -93,7 +95,7 @@ def parse(text: str) -> Invitation:
             advice="Install the same version of fedmq on both machines.",
         )
     try:
-        read = codec.decode(base45.decode(typed[found.end() :]), _Spelling)
+        read = codec.decode(_checked(base45.decode(typed[found.end() :])), _Spelling)
         return Invitation(
             host=read.host,
             port=read.port,
@@ -106,6 +108,18 @@ def parse(text: str) -> Invitation:
         )
     except (DecodeError, ConfigError):  # its own words may hold a part of the secret
         raise InvitationError("the invitation was not copied whole, or a character of it is wrong") from None
+
+
+def _check_of(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()[:CHECK_BYTES]
+
+
+def _checked(data: bytes) -> bytes:
+    """Take the check off. Raises: DecodeError."""
+    spelled, check = data[:-CHECK_BYTES], data[-CHECK_BYTES:]
+    if check != _check_of(spelled):
+        raise DecodeError("the check does not match")
+    return spelled
 
 
 def link_fingerprint(root: Root) -> bytes:

@@ -10,7 +10,11 @@
     ISSUING     Issued                              Answer                   ANSWERING
                 NotIssued                           Answer, Ended            ENDED
     ANSWERING   nobody asked again for 10 s         Ended                    ENDED
+    CONFIRMING  the newcomer took its request back  Ended                    ENDED
+    ISSUING     the same                            (Ended, once issued)     the same
+    ANSWERING   the same                            Ended                    ENDED
     first two   `expires` has come                  (Answer,) Ended          ENDED
+    all but     Withdrawn                           (Answer,) Ended          ENDED
     all but     the same request again              the same Answers         the same
     ENDED       another request, the right MAC      Answer, Warn             the same, after WAITING
 
@@ -18,7 +22,8 @@ Laws: 1. The first request with the right MAC burns the token, also where it is 
 operator is told. 2. The same request gets the same answers, in every phase but the last. 3. What no key in it has
 signed is counted and changes nothing. Five requests with a wrong token end an invitation that nobody has used; once
 it is used, they are counted only, so that nobody without the token ends a pairing that is under way. 4. Nothing is
-confirmed after `expires`. 5. The token is in memory only: nothing of it is written to disk, and it ends with the
+confirmed after `expires`. 5. Only the request that burned the token can be taken back, by the same key and with the
+token. 6. The token is in memory only: nothing of it is written to disk, and it ends with the
 process; it is in no `repr` and no effect.
 
 Times are unix seconds, as in the invitation.
@@ -31,14 +36,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from common import certificates, keys, limits, pairing
+from common import certificates, envelope, keys, limits, pairing
 from common.certificates import Role, Root
-from common.errors import ConfigError, DecodeError, SignatureError
+from common.errors import ConfigError, DecodeError, SignatureError, TransitionError
 from common.invitation import Invitation, link_fingerprint
 from common.keys import PrivateKey, PublicKey
 from common.machine import Seconds, Tick
 from common.messages import (
     ADDRESS,
+    BY_ENROL_REQUEST,
+    EnrolCancel,
     EnrolCertificate,
     EnrolChallenge,
     EnrolReason,
@@ -77,7 +84,12 @@ class NotIssued:
     detail: str
 
 
-InviterEvent = Heard | Confirmed | Rejected | Issued | NotIssued | Tick
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The operator wants no more of it."""
+
+
+InviterEvent = Heard | Confirmed | Rejected | Issued | NotIssued | Withdrawn | Tick
 
 # --- effects --------------------------------------------------------------------------------------
 
@@ -144,7 +156,7 @@ class Offer:
 
     def __post_init__(self) -> None:
         if self.name and not certificates.may_be_called(self.role, self.name):
-            raise ConfigError(f"a {self.role} cannot be called {self.name!r}")
+            raise ConfigError(f"no {self.role} can be called {self.name!r}")
         if len(self.brokers) > limits.PAIRING_BROKERS_MAX:
             raise ConfigError(f"a newcomer is told of {limits.PAIRING_BROKERS_MAX} brokers at most")
         for broker in self.brokers:
@@ -160,6 +172,15 @@ class Phase(StrEnum):
     ISSUING = "issuing"
     ANSWERING = "answering"  # the certificate once more, to a newcomer that has not heard it
     ENDED = "ended"
+
+
+MOVES = {
+    Phase.WAITING: {Phase.CONFIRMING, Phase.ISSUING, Phase.ENDED},
+    Phase.CONFIRMING: {Phase.ISSUING, Phase.ENDED},
+    Phase.ISSUING: {Phase.ANSWERING, Phase.ENDED},
+    Phase.ANSWERING: {Phase.ENDED},
+    Phase.ENDED: set[Phase](),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +219,7 @@ class Inviter:
         self._wrong = 0  # requests with a wrong token
         self._rivals = 0
         self._taken: _Request | None = None  # the one that burned the token
+        self._left: EnrolReason | None = None  # why the newcomer did, while its certificate was being made
         self._quiet_at: Seconds | None = None
 
     def handle(self, event: InviterEvent, now: Seconds) -> tuple[InviterEffect, ...]:
@@ -230,6 +252,8 @@ class Inviter:
             case NotIssued(detail):
                 if self.phase is Phase.ISSUING:
                     yield from self._give_up(detail)
+            case Withdrawn():
+                yield from self._withdraw()
             case Tick():
                 pass
         yield from self._end_in_time(now)
@@ -248,7 +272,18 @@ class Inviter:
     # --- requests ---------------------------------------------------------------------------------
 
     def _heard(self, data: bytes, now: Seconds) -> Effects:
-        request = self._request(data)
+        read: tuple[envelope.Envelope, EnrolRequest | EnrolCancel] | None = pairing.read(
+            data, BY_ENROL_REQUEST
+        )
+        match read:
+            case (parts, EnrolRequest() as said):
+                yield from self._asked(self._request(parts, said), now)
+            case (parts, EnrolCancel() as said) if self._taken and self._takes_back(self._taken, parts, said):
+                yield from self._cancel(said.reason)
+            case _:
+                self.ignored += 1
+
+    def _asked(self, request: _Request | None, now: Seconds) -> Effects:
         if request is None:
             self.ignored += 1
         elif request.identity in self._answers:
@@ -260,11 +295,7 @@ class Inviter:
         else:
             yield from self._rival(request)
 
-    def _request(self, data: bytes) -> _Request | None:
-        read = pairing.read(data, EnrolRequest)
-        if read is None:
-            return None
-        parts, said = read
+    def _request(self, parts: envelope.Envelope, said: EnrolRequest) -> _Request | None:
         try:
             key = keys.read_spki(said.spki)
             digest = pairing.request_digest(parts.payload)
@@ -278,6 +309,16 @@ class Inviter:
     def _is_right(self, request: _Request) -> bool:
         right = pairing.mac_of(self._offer.invitation.token, pairing.CLIENT, request.digest)
         return hmac.compare_digest(request.said.mac, right)
+
+    def _takes_back(self, taken: _Request, parts: envelope.Envelope, said: EnrolCancel) -> bool:
+        covered = pairing.cancelled(taken.digest, said.reason)
+        right = pairing.mac_of(self._offer.invitation.token, pairing.CANCEL, covered)
+        topic = pairing.request_topic(self._offer.invitation)
+        return (
+            said.request == taken.digest
+            and hmac.compare_digest(said.mac, right)
+            and parts.is_signed_with(taken.key, topic)
+        )
 
     def _repeat(self, request: _Request, now: Seconds) -> Effects:
         if self._taken and request.identity == self._taken.identity and self.phase is Phase.ANSWERING:
@@ -317,7 +358,7 @@ class Inviter:
         if not self._offer.confirm:
             yield from self._issue()
             return
-        self.phase = Phase.CONFIRMING
+        self._move(Phase.CONFIRMING)
         yield Ask(
             pairing.code_of(request.digest, hashlib.sha256(challenged).digest()),
             self._offer.role,
@@ -336,7 +377,7 @@ class Inviter:
         if said.name not in ("", name):
             return EnrolReason.BAD_NAME, f"the invitation is for {name}, not for {said.name!r}"
         if not certificates.may_be_called(offer.role, name):
-            return EnrolReason.BAD_NAME, f"a {offer.role} cannot be called {name!r}"
+            return EnrolReason.BAD_NAME, f"no {offer.role} can be called {name!r}"
         if self._is_enrolled(name) and not offer.may_replace:
             return EnrolReason.NAME_TAKEN, f"{name} is enrolled already"
         return None
@@ -348,12 +389,15 @@ class Inviter:
 
     def _issue(self) -> Effects:
         assert self._taken
-        self.phase = Phase.ISSUING
+        self._move(Phase.ISSUING)
         yield Issue(self._offer.role, self._name(self._taken), self._taken.key)
 
     def _certify(self, certificate: bytes, now: Seconds) -> Effects:
         assert self._taken
-        self.phase = Phase.ANSWERING
+        if self._left:
+            yield from self._end(self._left, self._in_vain())
+            return
+        self._move(Phase.ANSWERING)
         self._linger(now)
         brokers = list(self._offer.brokers)
         answer = EnrolCertificate(request=self._taken.digest, certificate=certificate, brokers=brokers)
@@ -364,6 +408,30 @@ class Inviter:
         assert self._taken
         yield from self._refuse(self._taken, EnrolReason.NOT_ISSUED, "the certificate could not be made")
         yield from self._end(EnrolReason.NOT_ISSUED, detail)
+
+    def _cancel(self, reason: EnrolReason) -> Effects:
+        match self.phase:
+            case Phase.ISSUING:  # what is being made cannot be stopped
+                self._left = reason
+            case Phase.ANSWERING:
+                yield from self._end(reason, self._in_vain())
+            case _:
+                yield from self._end(reason, "the newcomer ended it")
+
+    def _in_vain(self) -> str:
+        assert self._taken
+        return f"the newcomer ended it; {self._name(self._taken)} has a certificate now that nobody uses"
+
+    def _withdraw(self) -> Effects:
+        match self.phase:
+            case Phase.CONFIRMING | Phase.ISSUING:
+                yield from self._refuse_taken(EnrolReason.GIVEN_UP, "the operator ended the pairing")
+            case Phase.ANSWERING:  # it was heard, or will not be
+                yield from self._end(None)
+            case Phase.WAITING:
+                yield from self._end(EnrolReason.GIVEN_UP, "the operator ended the pairing")
+            case Phase.ENDED:
+                pass
 
     def _linger(self, now: Seconds) -> None:
         """Stay a little longer, but not as long as somebody pleases who repeats what a newcomer said."""
@@ -386,5 +454,11 @@ class Inviter:
         yield Answer(sealed)
 
     def _end(self, reason: EnrolReason | None, detail: str = "") -> Effects:
-        self.phase, self._quiet_at = Phase.ENDED, None
+        self._move(Phase.ENDED)
+        self._quiet_at = None
         yield Ended(reason, detail)
+
+    def _move(self, to: Phase) -> None:
+        if to not in MOVES[self.phase]:
+            raise TransitionError(f"an inviter cannot go from {self.phase} to {to}")
+        self.phase = to

@@ -126,7 +126,7 @@ STARTS_REMEMBERED = 16  # of one key, each with a window of its own
 PEERS_MAX = 65_536  # known at once; above it new ones are refused
 
 # Pairing
-PAIRING_TTL_S = 600  # of an invitation
+PAIRING_TTL_S = 600  # of an invitation; and of a newcomer's asking, which may come to an end a little later
 PAIRING_ATTEMPTS = (
     5  # requests made with a wrong token, above it the invitation is over; and rivals that are answered
 )
@@ -134,5 +134,6 @@ PAIRING_AGAIN_S = 3.0  # a newcomer asks again so often
 PAIRING_LINGER_S = 10.0  # whoever let a newcomer in answers it again for so long after it last asked
 PAIRING_BYTES_MAX = 16 * 1024  # one message
 PAIRING_BROKERS_MAX = 8
+INVITATION_CHARACTERS_MAX = 1024  # more than the longest host and federation need
 PUBLIC_KEY_BYTES_MAX = 1024  # RSA-4096 has 550
 PICTURE_PIXELS_MAX = 64 * 1024 * 1024  # of a photograph with a QR code

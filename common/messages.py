@@ -248,9 +248,13 @@ class EnrolReason(StrEnum):
     NOT_ISSUED = "not-issued"
     # found by who invites, and not said
     TOO_MANY_ATTEMPTS = "too-many-attempts"
+    # said by either
+    GIVEN_UP = "given-up"  # it was ended before the newcomer had its certificate
     # found by the newcomer
     WRONG_ROOT = "wrong-root"  # the root in the code is that of another federation
     BAD_CERTIFICATE = "bad-certificate"
+    OUT_OF_DATE = "out-of-date"  # the certificate, by the newcomer's clock
+    NOT_KEPT = "not-kept"  # the newcomer's disk takes no keys
 
 
 class EnrolRequest(Message, frozen=True, kw_only=True, tag="enrol-request"):
@@ -261,6 +265,14 @@ class EnrolRequest(Message, frozen=True, kw_only=True, tag="enrol-request"):
     spki: Annotated[bytes, Meta(max_length=limits.PUBLIC_KEY_BYTES_MAX)]  # DER
     nonce: Nonce
     version: Text = ""
+    mac: Digest32
+
+
+class EnrolCancel(Message, frozen=True, kw_only=True, tag="enrol-cancel"):
+    """I am leaving, and why: nobody needs to compare codes any more. Signed and MACed as the request was."""
+
+    request: Digest32  # that it takes back, without its MAC
+    reason: EnrolReason
     mac: Digest32
 
 
@@ -432,7 +444,8 @@ BY_TASK = Task | Cancel | Verdict | Want | Done | Unavailable
 BY_REPLY = Update | Declined | Want | Done | Unavailable
 BY_CONTROL = Start | Stop | Admit | Exclude
 BY_ENROL_ANSWER = EnrolChallenge | EnrolCertificate | EnrolRefused
-BY_ENROL = EnrolRequest | BY_ENROL_ANSWER
+BY_ENROL_REQUEST = EnrolRequest | EnrolCancel
+BY_ENROL = BY_ENROL_REQUEST | BY_ENROL_ANSWER
 LINE = (
     Status
     | Info

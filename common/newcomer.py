@@ -3,27 +3,30 @@
     phase       event                               effects                  next
     READY       Begin                               Send                     ASKING
     ASKING      challenge to our request            Show                     SHOWING
-                its root is of another federation   Failed                   FAILED
+                its root is of another federation   Farewell, Failed         FAILED
     SHOWING     certificate for our request         Enrolled                 ENROLLED
-                it is not for our key or name       Failed                   FAILED
+                not for our key, name or day        Farewell, Failed         FAILED
     last two    refused                             Failed                   FAILED
                 every 3 s                           Send                     the same
+                10 minutes after Begin              Farewell, Failed         FAILED
                 anything else that comes            (counted)                the same
-    all three   `expires` has come                  Failed                   FAILED
+    all four    GaveUp                              (Farewell,) Failed       FAILED
 
 Laws: 1. It believes nothing before the signature of the root that the invitation names holds, and only what answers
 its own request. 2. It hands out nothing to be stored before the certificate is checked. 3. What is not so signed is
-counted and changes nothing: anybody may write garbage. 4. It asks again and again, with the same bytes, and ends at
-`expires`; while it shows its code a little later, for what was confirmed in the last moment.
+counted and changes nothing: anybody may write garbage. 4. It asks again and again, with the same bytes, and ends ten
+minutes after it began; while it shows its code a little later, for what was confirmed in the last moment. Whether the
+invitation has expired is for the inviter to say: a newcomer's clock may be wrong. 5. Where it has asked and ends by
+itself, it says so.
 
-Times are unix seconds, as in the invitation.
+Times are monotonic seconds; only the dates of a certificate are compared with the clock on the wall, `today`.
 """
 
 import hashlib
 import hmac
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 
 import msgspec
@@ -32,12 +35,13 @@ from cryptography.exceptions import UnsupportedAlgorithm
 
 from common import certificates, codec, envelope, ids, keys, limits, pairing
 from common.certificates import Role, Root
-from common.errors import ConfigError, SignatureError
+from common.errors import ConfigError, OutOfDateError, SignatureError, TransitionError
 from common.invitation import Invitation
 from common.keys import PrivateKey
 from common.machine import Seconds, Tick
 from common.messages import (
     BY_ENROL_ANSWER,
+    EnrolCancel,
     EnrolCertificate,
     EnrolChallenge,
     EnrolReason,
@@ -54,7 +58,15 @@ class Begin:
     """The newcomer listens for answers: it may ask."""
 
 
-NewcomerEvent = Begin | Heard | Tick
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """Whoever sits here wants no more, or what was `Enrolled` could not be stored."""
+
+    reason: EnrolReason
+    detail: str = ""
+
+
+NewcomerEvent = Begin | Heard | GaveUp | Tick
 
 # --- effects --------------------------------------------------------------------------------------
 
@@ -62,6 +74,13 @@ NewcomerEvent = Begin | Heard | Tick
 @dataclass(frozen=True, slots=True)
 class Send:
     """Publish the request."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Farewell:
+    """Publish, once and with an acknowledgement, that the request is taken back."""
 
     data: bytes
 
@@ -92,7 +111,7 @@ class Failed:
     detail: str
 
 
-NewcomerEffect = Send | Show | Enrolled | Failed
+NewcomerEffect = Send | Farewell | Show | Enrolled | Failed
 Effects = Iterator[NewcomerEffect]
 Answered = EnrolChallenge | EnrolCertificate | EnrolRefused
 
@@ -109,13 +128,31 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
+MOVES = {
+    Phase.READY: {Phase.ASKING, Phase.FAILED},
+    Phase.ASKING: {Phase.SHOWING, Phase.FAILED},
+    Phase.SHOWING: {Phase.ENROLLED, Phase.FAILED},
+    Phase.ENROLLED: {Phase.FAILED},
+    Phase.FAILED: set[Phase](),
+}
+
+
 class Newcomer:
     """Asks to be let in, until it has a certificate or must give up."""
 
     def __init__(
-        self, invitation: Invitation, key: PrivateKey, *, nonce: bytes, name: str = "", version: str = ""
+        self,
+        invitation: Invitation,
+        key: PrivateKey,
+        *,
+        nonce: bytes,
+        today: Callable[[], datetime],
+        name: str = "",
+        version: str = "",
     ) -> None:
-        """Make the request of this key. `nonce`: 16 random bytes; `name`: a wish, empty for as invited.
+        """Make the request of this key.
+
+        `nonce`: 16 random bytes; `today`: by the clock on the wall, UTC; `name`: a wish, empty for as invited.
 
         Raises: ConfigError for a name that nobody can have.
         """
@@ -125,8 +162,11 @@ class Newcomer:
         self.ignored = 0  # messages that were not of the pinned root, or not for us
         self._invitation = invitation
         self._name = name
+        self._key = key
         self._kid = keys.kid_of(key.public_key())
+        self._today = today
         self._root: Root | None = None
+        self._begun: Seconds = 0.0
         self._ask_at: Seconds | None = None
         unsigned = EnrolRequest(
             name=name,
@@ -139,8 +179,7 @@ class Newcomer:
         self._digest = pairing.request_digest(codec.encode(unsigned))
         mac = pairing.mac_of(invitation.token, pairing.CLIENT, self._digest)
         request = msgspec.structs.replace(unsigned, mac=mac)
-        topic = pairing.request_topic(invitation)
-        self._request = pairing.seal(key, topic, invitation.user, invitation, request)
+        self._request = self._sealed(request)
 
     def handle(self, event: NewcomerEvent, now: Seconds) -> tuple[NewcomerEffect, ...]:
         """Take in what happened; say what is to be done, in order."""
@@ -154,38 +193,46 @@ class Newcomer:
     def _until(self) -> Seconds:
         """Say when to give up: what was issued in the last moment may still be under way."""
         late_s = limits.PAIRING_LINGER_S if self.phase is Phase.SHOWING else 0
-        return self._invitation.expires + late_s
+        return self._begun + limits.PAIRING_TTL_S + late_s
 
     def _handle(self, event: NewcomerEvent, now: Seconds) -> Effects:
-        if self.phase in (Phase.ENROLLED, Phase.FAILED):
-            return
-        if now >= self._until:
-            yield from self._fail(EnrolReason.EXPIRED, f"no certificate came in time{self._noise()}")
+        is_waiting = self.phase in {Phase.ASKING, Phase.SHOWING}
+        if is_waiting and now >= self._until:
+            yield from self._leave(EnrolReason.EXPIRED, f"no certificate came in time{self._noise()}")
             return
         match event:
             case Begin():
                 if self.phase is Phase.READY:
-                    self.phase = Phase.ASKING
+                    self._begun = now
+                    self._move(Phase.ASKING)
                     yield from self._ask(now)
             case Heard(data):
-                if self.phase is not Phase.READY:
-                    yield from self._heard(data, now)
+                if is_waiting:
+                    yield from self._heard(data)
+            case GaveUp(reason, detail):
+                yield from self._give_up(reason, detail)
             case Tick():
                 if self._ask_at is not None and now >= self._ask_at:
                     yield from self._ask(now)
+
+    def _give_up(self, reason: EnrolReason, detail: str) -> Effects:
+        if self.phase is Phase.READY:  # nobody knows of us
+            yield from self._fail(reason, detail)
+        elif self.phase is not Phase.FAILED:
+            yield from self._leave(reason, detail)
 
     def _ask(self, now: Seconds) -> Effects:
         self._ask_at = now + limits.PAIRING_AGAIN_S
         yield Send(self._request)
 
-    def _heard(self, data: bytes, now: Seconds) -> Effects:
+    def _heard(self, data: bytes) -> Effects:
         match self._believed(data):
             case EnrolChallenge(nonce=nonce, root=root) if self.phase is Phase.ASKING:
                 yield from self._show(nonce, root)
             case EnrolChallenge():  # comes with each answer to a request that was sent again
                 return
             case EnrolCertificate() as certified if self._root:
-                yield from self._take(self._root, certified, now)
+                yield from self._take(self._root, certified)
             case EnrolRefused(reason=reason, detail=detail):
                 yield from self._fail(reason, detail)
             case _:
@@ -232,35 +279,61 @@ class Newcomer:
         try:
             root = certificates.read_root(x509.load_der_x509_certificate(der))
         except SignatureError as error:
-            yield from self._fail(EnrolReason.WRONG_ROOT, str(error))
+            yield from self._leave(EnrolReason.WRONG_ROOT, str(error))
             return
         if root.federation != self._invitation.federation:
             detail = f"the root is that of {root.federation}, not of {self._invitation.federation}"
-            yield from self._fail(EnrolReason.WRONG_ROOT, detail)
+            yield from self._leave(EnrolReason.WRONG_ROOT, detail)
             return
-        self.phase, self._root = Phase.SHOWING, root
+        self._move(Phase.SHOWING)
+        self._root = root
         challenge = hashlib.sha256(pairing.challenged(self._digest, nonce, der)).digest()
         yield Show(pairing.code_of(self._digest, challenge))
 
-    def _take(self, root: Root, certified: EnrolCertificate, now: Seconds) -> Effects:
+    def _take(self, root: Root, certified: EnrolCertificate) -> Effects:
+        today = self._today()
         try:
-            peer = certificates.check(root, certified.certificate, datetime.fromtimestamp(now, UTC))
+            peer = certificates.check(root, certified.certificate, today)
+        except OutOfDateError as error:
+            clock = f"the clock of this machine says {today:%Y-%m-%d %H:%M} UTC, and may be wrong"
+            yield from self._leave(EnrolReason.OUT_OF_DATE, f"{error}; {clock}")
+            return
         except SignatureError as error:
-            yield from self._fail(EnrolReason.BAD_CERTIFICATE, str(error))
+            yield from self._leave(EnrolReason.BAD_CERTIFICATE, str(error))
             return
         if peer.kid != self._kid:
-            yield from self._fail(EnrolReason.BAD_CERTIFICATE, "the certificate is for another key than ours")
+            yield from self._leave(
+                EnrolReason.BAD_CERTIFICATE, "the certificate is for another key than ours"
+            )
         elif self._name not in ("", peer.name):
             detail = f"the certificate is for {peer.name}, and we asked to be called {self._name}"
-            yield from self._fail(EnrolReason.BAD_CERTIFICATE, detail)
+            yield from self._leave(EnrolReason.BAD_CERTIFICATE, detail)
         else:
-            self.phase, self._ask_at = Phase.ENROLLED, None
+            self._move(Phase.ENROLLED)
+            self._ask_at = None
             brokers = tuple(certified.brokers)
             yield Enrolled(root, certified.certificate, peer.role, peer.name, brokers)
 
+    def _leave(self, reason: EnrolReason, detail: str) -> Effects:
+        """End by ourselves, and tell who invited us, or its operator goes on being asked."""
+        covered = pairing.cancelled(self._digest, reason)
+        mac = pairing.mac_of(self._invitation.token, pairing.CANCEL, covered)
+        yield Farewell(self._sealed(EnrolCancel(request=self._digest, reason=reason, mac=mac)))
+        yield from self._fail(reason, detail)
+
     def _fail(self, reason: EnrolReason, detail: str) -> Effects:
-        self.phase, self._ask_at = Phase.FAILED, None
+        self._move(Phase.FAILED)
+        self._ask_at = None
         yield Failed(reason, detail)
+
+    def _sealed(self, message: EnrolRequest | EnrolCancel) -> bytes:
+        topic = pairing.request_topic(self._invitation)
+        return pairing.seal(self._key, topic, self._invitation.user, self._invitation, message)
+
+    def _move(self, to: Phase) -> None:
+        if to not in MOVES[self.phase]:
+            raise TransitionError(f"a newcomer cannot go from {self.phase} to {to}")
+        self.phase = to
 
     def _noise(self) -> str:
         return f"; {self.ignored} messages were not by the root in the invitation" if self.ignored else ""

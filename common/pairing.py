@@ -5,6 +5,7 @@
         | <----------------- enrol-challenge: nonce, root ----- |  signed by the root's key, MAC by the token
         |    six digits on both screens, compared by people     |
         | <-------------------------- enrol-certificate ------- |  signed by the root's key
+        | -- enrol-cancel ------------------------------------> |  instead, or after it: the newcomer has left
 
 The newcomer asks on `enrol/<token-id>/request` and is answered on `enrol/<token-id>/answer`. The signed topic names
 federation and token, so the envelopes' headers say nothing that would have to be read. The six digits show that no
@@ -26,12 +27,13 @@ from common.errors import DecodeError
 from common.ids import Boot
 from common.invitation import Invitation
 from common.keys import PrivateKey
-from common.messages import Message
+from common.messages import EnrolReason, Message
 from common.topics import Topics
 
 T = TypeVar("T", bound=Message)
 
 CLIENT, COORDINATOR = b"fedmq-enrol-v1/client", b"fedmq-enrol-v1/coordinator"  # whose MAC it is
+CANCEL = b"fedmq-enrol-v1/cancel"  # the newcomer's, when it leaves
 _CODE = b"fedmq-enrol-v1/sas"
 
 
@@ -63,6 +65,11 @@ def request_digest(payload: bytes | memoryview) -> bytes:
     tree = codec.unpack(payload, bytes_max=limits.PAIRING_BYTES_MAX)
     del tree["mac"]
     return hashlib.sha256(codec.pack(tree)).digest()
+
+
+def cancelled(request: bytes, reason: EnrolReason) -> bytes:
+    """Join what the MAC of a farewell covers."""
+    return pae(request, reason.encode())
 
 
 def challenged(request: bytes, nonce: bytes, root: bytes) -> bytes:

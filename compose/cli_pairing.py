@@ -1,6 +1,7 @@
 """`fedmq pair`: newcomers are invited and enrolled."""
 
 import functools
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,12 +56,12 @@ def pair_invite(
     settings = load(config, **part_flags(locals()))
     from compose import inviting, keyring
 
+    if as_json and not yes and not (sys.stdin and sys.stdin.isatty()):
+        fail(UsageError("nobody can be asked to compare codes", advice="Say --yes, or run it on a terminal."))
     with errors_said():
         wish = inviting.Wish(keyring.role_of(role), name or "", at, confirm=not yes, may_replace=replace)
         secret = keyring.passphrase(settings)
-    show = functools.partial(
-        inviting.show, png=png, svg=svg, as_json=as_json, is_named=bool(name) or role != "client"
-    )
+    show = functools.partial(inviting.show, png=png, svg=svg, as_json=as_json)
     run(inviting.invite(settings, wish, secret, show, reporter(as_json=as_json)))
 
 
@@ -82,7 +83,16 @@ def pair_join(
 ) -> None:
     """Be enrolled with an invitation, in whatever role it is for, and keep the keys."""
     settings, invitation = invited(config, part_flags(locals()), code, image)
-    be_enrolled(settings, invitation, None, name, reporter(as_json=as_json))
+    report = reporter(as_json=as_json)
+    enrolled_as = be_enrolled(settings, invitation, None, name, report)
+    report({"event": "pairing.next", "command": _beginning(settings, *enrolled_as)})
+
+
+def _beginning(settings: "Settings", role: "Role", name: str) -> str | None:
+    """Spell the command with which who was enrolled begins, if there is one."""
+    verb = {"client": f"client --client-id {name}", "operator": "status"}.get(role)
+    keys = f" --keys-dir {shlex.quote(str(settings.keys_dir))}" if settings.keys_dir else ""
+    return verb and f"fedmq {verb} --federation {settings.federation}{keys}"
 
 
 def invited(
@@ -125,5 +135,6 @@ def be_enrolled(
         report({"event": "pairing.known", "role": known[0], "name": known[1]})
     found = known or run(joining.join(settings, invitation, name or "", report))
     if role is not None and found[0] is not role:
-        fail(ConfigError(f"the invitation was for a {found[0]}, not for a {role}; its keys are kept"))
+        said = f"the invitation was for the role {found[0]}, not for {role}; its keys are kept"
+        fail(ConfigError(said, advice=f"Start what is of that role, or ask for an invitation as {role}."))
     return found

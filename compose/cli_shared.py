@@ -176,15 +176,26 @@ def fail(error: FedmqError) -> NoReturn:
 
 
 def reporter(*, as_json: bool, verb: str = "") -> Callable[[dict[str, object]], None]:
-    """Print events: JSON Lines, or key=value for people."""
+    """Print events: JSON Lines, or key=value; on a terminal in words, where there are some."""
     out = sys.stdout
 
     def as_line(facts: dict[str, object]) -> None:
         print(json.dumps({"event": verb, **facts} if verb else facts), file=out, flush=True)
+
+    def as_words(facts: dict[str, object]) -> None:
+        from compose import wording
+
+        said = wording.lines(facts) if "event" in facts else []
+        for one in said:
+            print(escape(one), flush=True)
+        if not said:
+            as_text(facts)
 
     def as_text(facts: dict[str, object]) -> None:
         shown = {name: value for name, value in facts.items() if value is not None and name != "event"}
         words = " ".join(f"{name}={value}" for name, value in shown.items())
         print(escape(f"{facts.get('event', verb)} {words}".strip()), flush=True)
 
-    return as_line if as_json else as_text
+    if as_json:
+        return as_line
+    return as_words if out and out.isatty() else as_text  # it may be closed

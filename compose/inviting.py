@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import functools
 import json
+import os
+import re
 import secrets
 import sys
 import time
@@ -13,16 +15,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 from cryptography import x509
 
-from common import certificates, files, identity, limits, parts, qr, tls
+from common import certificates, files, identity, joining, limits, parts, qr, tls
 from common.bus import Arrived, LinkDown, LinkUp
 from common.certificates import Role
 from common.crew import in_background
 from common.driver import drive
-from common.errors import CommandRefusedError, ConfigError, FedmqError, TransportError, UsageError
+from common.errors import ConfigError, FedmqError, PairingError, TransportError, UsageError
 from common.ids import DASHBOARD, OPERATOR
-from common.invitation import TOKEN_BYTES, Invitation, link_fingerprint
+from common.invitation import HOST, TOKEN_BYTES, Invitation, link_fingerprint
 from common.inviter import (
     Answer,
     Ask,
@@ -37,17 +40,39 @@ from common.inviter import (
     Offer,
     Rejected,
     Warn,
+    Withdrawn,
 )
 from common.keys import PublicKey
+from common.messages import EnrolReason
 from common.mqtt import Address, MqttLink, is_loopback
 from common.pairing import Heard, answer_topic, request_topic
 from common.register import Register
 from common.settings import Settings
 from common.topics import TOKEN_ID_BYTES, Topics
+from compose import wording
 
 NONCE_BYTES = 16
 ONLY_NAME = {Role.CLIENT: "", Role.BRIDGE: "", Role.OPERATOR: OPERATOR, Role.DASHBOARD: DASHBOARD}
 INBOX_MAX = 64  # messages that wait
+_AGAIN = "Run `fedmq pair invite` again for a new code."
+_UNUSED = f"{_AGAIN} If it got a certificate: with --replace, or take it back with `fedmq keys revoke`."
+_SEEN = f"Somebody else has seen the code. {_AGAIN} Show it to nobody else."
+_ADVICE = {
+    EnrolReason.EXPIRED: f"{_AGAIN} It holds for ten minutes.",
+    EnrolReason.USED: _SEEN,
+    EnrolReason.WRONG_TOKEN: _AGAIN,
+    EnrolReason.WRONG_ALGORITHM: f"Install the same version of fedmq on both machines. {_AGAIN}",
+    EnrolReason.BAD_NAME: "Invite under the name that the newcomer asks for, or let it ask for yours.",
+    EnrolReason.NAME_TAKEN: "Invite with --replace to give that name another certificate, or under another --name.",
+    EnrolReason.REJECTED: f"If the codes differed, somebody else has seen the code. {_AGAIN} Show it to nobody else.",
+    EnrolReason.NOT_ISSUED: f"Mend that. {_AGAIN}",
+    EnrolReason.TOO_MANY_ATTEMPTS: _AGAIN,
+    EnrolReason.GIVEN_UP: _UNUSED,
+    EnrolReason.WRONG_ROOT: "The root of this machine is not that of its federation: look at `fedmq keys show`.",
+    EnrolReason.BAD_CERTIFICATE: f"Install the same version of fedmq on both machines. {_UNUSED}",
+    EnrolReason.OUT_OF_DATE: f"Set the clock of the newcomer's machine, or of this one. {_UNUSED}",
+    EnrolReason.NOT_KEPT: f"The newcomer's machine says why it keeps no keys. {_UNUSED}",
+}
 Say = Callable[[dict[str, object]], None]
 Vouch = Callable[[Role, str, PublicKey], x509.Certificate]
 
@@ -67,12 +92,12 @@ async def invite(
     settings: Settings,
     wish: Wish,
     secret: bytes | None,
-    show: Callable[[Invitation], None],
+    show: Callable[[Offer], None],
     say: Say,
 ) -> None:
     """Invite one newcomer, and stay until it is in or the invitation is over.
 
-    Raises: CommandRefusedError where nobody came in; ConfigError; TransportError.
+    Raises: PairingError where nobody came in; ConfigError; UsageError; TransportError.
     """
     directory = parts.keys_dir(settings)
     root = identity.root_identity(directory, secret)
@@ -107,7 +132,8 @@ async def invite(
         renewed = identity.refresh_revocations(directory, secret)
         if renewed is not None:  # what the root was to take back by now
             await link.publish(Topics(us.federation).revoked, renewed.pem, retain=True)
-        show(invitation)
+        await _probe(settings, invitation, is_said=wish.at is not None, say=say)
+        show(offer)
         overlap = timedelta(days=limits.ROTATION_OVERLAP_DAYS) if wish.may_replace else None
         vouch = functools.partial(identity.vouch, directory, passphrase=secret, overlap=overlap)
         await _Welcome(link, invitation, machine, vouch=vouch, say=say).over()
@@ -120,12 +146,55 @@ def _checked(wish: Wish, directory: Path) -> Wish:
     wish = replace(wish, name=wish.name or ONLY_NAME[wish.role])
     if wish.name and not certificates.may_be_called(wish.role, wish.name):
         raise UsageError(f"no {wish.role} can be called {wish.name!r}")
+    if wish.at is not None:
+        _address(wish.at)
     if not wish.may_replace and Register(directory).of(wish.role, wish.name, datetime.now(UTC)):
         raise ConfigError(
             f"{wish.role} {wish.name} has a certificate already",
             advice="Say --replace to give it another one, or --name to invite somebody else.",
         )
     return wish
+
+
+def _address(text: str) -> Address:
+    """Read where newcomers come in. Raises: UsageError."""
+    with contextlib.suppress(ConfigError):
+        found = Address.parse(text)
+        if re.fullmatch(HOST, found.host):
+            return found
+    raise UsageError(
+        f"--at {text} is not HOST:PORT",
+        advice="Name the port as well, as in --at 192.0.2.1:8884: with TLS the one after the broker's own.",
+    )
+
+
+async def _probe(settings: Settings, invitation: Invitation, *, is_said: bool, say: Say) -> None:
+    """Come in as a newcomer would, before anybody is shown the way. Raises: TransportError.
+
+    Where another address was named than this machine's or the broker's, it may be reached from elsewhere only.
+    """
+    at = Address(invitation.host, invitation.port)
+    secure = tls.pinned(invitation.spki) if invitation.spki is not None else None
+    try:
+        async with joining.link(invitation, secure) as link:
+            await _up(link)
+    except TransportError as error:
+        said = f"no newcomer can come in at {at}: {str(error).removeprefix(f'{at}: ')}"
+        reached = {address.host for address in parts.addresses(settings)}
+        if not is_said or at.host in reached or _is_here(at.host):
+            raise TransportError(
+                said,
+                advice="Name with --at where the broker lets newcomers in: with TLS the port after its own, unless it "
+                "was started with --no-pairing or --pairing-port.",
+            ) from None
+        detail = f"from this machine {said}; another one may have better luck"
+        say({"event": "pairing.warning", "reason": "unreachable", "detail": detail})
+
+
+def _is_here(host: str) -> bool:
+    """Tell whether this is an address of this machine."""
+    own = (one.address for those in psutil.net_if_addrs().values() for one in those)
+    return is_loopback(host) or host in own
 
 
 async def _up(link: MqttLink) -> None:
@@ -143,7 +212,7 @@ async def _up(link: MqttLink) -> None:
 def _invitation(settings: Settings, wish: Wish, link: MqttLink, root: certificates.Root) -> Invitation:
     broker = parts.addresses(settings)[0]
     own_port = parts.pairing_port(broker.port) if link.certificate is not None else broker.port
-    at = Address.parse(wish.at) if wish.at else Address(broker.host, own_port)
+    at = _address(wish.at) if wish.at else Address(broker.host, own_port)
     return Invitation(
         host=at.host,
         port=at.port,
@@ -163,25 +232,51 @@ def _brokers(settings: Settings, invitation: Invitation) -> tuple[str, ...]:
     return tuple(f"{scheme}://{address}" for address in (Address(invitation.host, first.port), *others))
 
 
-def show(
-    invitation: Invitation, *, png: Path | None, svg: Path | None, as_json: bool, is_named: bool = True
-) -> None:
+def show(offer: Offer, *, png: Path | None, svg: Path | None, as_json: bool) -> None:
     """Show an invitation, and draw it into files. This is the one place where its secret is told."""
+    invitation = offer.invitation
     for path, draw in ((png, qr.png), (svg, qr.svg)):
         if path is not None:
-            with files.said_plainly():
-                files.replace(path, draw(invitation.code))
+            _keep(path, draw(invitation.code))
+    at = str(Address(invitation.host, invitation.port))
     if as_json:
-        about = {"code": invitation.code, "expires": invitation.expires}
+        about = {
+            "role": offer.role,
+            "name": offer.name or None,
+            "at": at,
+            "federation": invitation.federation,
+            "expires": invitation.expires,
+            "code": invitation.code,
+        }
         print(json.dumps({"event": "pairing.invitation", **about}), flush=True)
         return
     until = datetime.fromtimestamp(invitation.expires).astimezone()
     print(qr.terminal(invitation.code, colour=sys.stdout.isatty()))
-    who = "" if is_named else " --client-id NAME"
-    print(f"fedmq client --join '{invitation.code}'{who}")
-    print(f"until {until:%H:%M:%S}, once, at {invitation.host}:{invitation.port}", flush=True)
+    who = wording.member(offer.role, offer.name)
+    print(f"For {who}, until {until:%H:%M:%S}, once, at {at}. On its machine:")
+    print(f"{_command(offer)}", flush=True)
     if is_loopback(invitation.host):
         print("Only this machine can reach that address; --at HOST:PORT names another.", flush=True)
+
+
+def _command(offer: Offer) -> str:
+    """Spell what the newcomer types."""
+    code = f"'{offer.invitation.code}'"
+    match offer.role:
+        case Role.CLIENT:
+            return f"fedmq client --join {code}{'' if offer.name else ' --client-id NAME'}"
+        case _:
+            return f"fedmq pair join {code}{'' if offer.name else f' --name {offer.role}-NAME'}"
+
+
+def _keep(path: Path, picture: bytes) -> None:
+    try:
+        files.replace(path, picture)
+    except OSError as error:
+        raise UsageError(
+            f"cannot draw the code into {path}: {error.strerror}",
+            advice="Name a file in a folder that exists and that you may write to.",
+        ) from error
 
 
 class _Welcome:
@@ -201,36 +296,62 @@ class _Welcome:
         self._inbox: asyncio.Queue[InviterEvent] = asyncio.Queue()
         self._ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         self._asking: asyncio.Task[None] | None = None
+        self._question = ""  # that stands on the last line
 
     async def over(self) -> None:
-        """Wait for the end. Raises: CommandRefusedError where nobody came in."""
+        """Wait for the end. Raises: PairingError where nobody came in."""
         working: list[asyncio.Task[None]] = [
             asyncio.create_task(self._listen()),
             asyncio.create_task(drive(self._machine, self._inbox, self._perform, time.time)),
         ]
         waits: list[asyncio.Future[Any]] = [self._ended, *working]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for task in (*working, *([self._asking] if self._asking else [])):
-            task.cancel()
-        for one in await asyncio.gather(*working, return_exceptions=True):
-            if isinstance(one, Exception):
-                raise one
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await self._stop(working)
+            await self._withdraw()
+            raise
+        await self._stop(working)
+        for one in working:
+            if not one.cancelled() and (error := one.exception()) is not None:
+                raise error
         ended = self._ended.result()
         if ended.reason is not None:
-            detail = f": {ended.detail}" if ended.detail else ""
-            raise CommandRefusedError(
-                f"nobody was enrolled, {ended.reason}{detail}",
-                advice="Run `fedmq pair invite` again for a new code.",
-            )
+            detail = f", {ended.detail}" if ended.detail else ""
+            said = f"the pairing failed: {ended.reason}{detail}"
+            raise PairingError(said, advice=_ADVICE[ended.reason])
+
+    async def _stop(self, working: list[asyncio.Task[None]]) -> None:
+        if self._asking is not None and not self._asking.done():
+            self._asking.cancel()
+            if self._question:
+                _prompt("\n")
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+
+    async def _withdraw(self) -> None:
+        """Tell a newcomer that waits for us; the machine is ours, for nobody drives it any more."""
+        for effect in self._machine.handle(Withdrawn(), time.time()):
+            if isinstance(effect, Answer):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(limits.FAREWELL_S):
+                        await self._answer(effect.data)
 
     async def _listen(self) -> None:
+        is_down = False
         while True:
             match await self._link.next():
                 case Arrived(_, payload) if len(payload) <= limits.PAIRING_BYTES_MAX:
                     if self._inbox.qsize() < INBOX_MAX:  # it is asked again
                         self._inbox.put_nowait(Heard(payload))
                 case LinkDown(why, _):
-                    self._say({"event": "broker.unreachable", "why": why})
+                    if not is_down:
+                        self._interject({"event": "broker.unreachable", "why": why})
+                    is_down = True
+                case LinkUp() if is_down:
+                    self._interject({"event": "broker.back"})
+                    is_down = False
                 case _:
                     pass
 
@@ -243,7 +364,7 @@ class _Welcome:
             case Issue():
                 return self._issue(effect)
             case Warn(reason, detail):
-                self._say({"event": "pairing.warning", "reason": reason, "detail": detail})
+                self._interject({"event": "pairing.warning", "reason": reason, "detail": detail})
             case Ended():
                 self._ended.set_result(effect)
         return None
@@ -254,18 +375,20 @@ class _Welcome:
 
     async def _ask(self, asked: Ask) -> None:
         code = f"{asked.code[:3]} {asked.code[3:]}"
-        self._say(
-            {
-                "event": "pairing.asked",
-                "role": asked.role,
-                "name": asked.name,
-                "code": code,
-                "key": asked.fingerprint,
-                "replaces": asked.replaces,
-            }
-        )
-        question = f"Does {asked.name} show the code {code} as well? [y/N] "
-        self._inbox.put_nowait(Confirmed() if await in_background(_yes, question) else Rejected())
+        about = {"role": asked.role, "name": asked.name, "code": code, "key": asked.fingerprint}
+        self._say({"event": "pairing.asked", **about, **({"replaces": True} if asked.replaces else {})})
+        self._question = f"Does the screen of {asked.name} show the code {code} as well? [y/N] "
+        _prompt(self._question)
+        is_confirmed = await in_background(_yes)
+        self._question = ""
+        self._inbox.put_nowait(Confirmed() if is_confirmed else Rejected())
+
+    def _interject(self, event: dict[str, object]) -> None:
+        """Say something while a question may stand there: it is asked again below."""
+        if self._question:
+            _prompt("\n")
+        self._say(event)
+        _prompt(self._question)
 
     async def _issue(self, wanted: Issue) -> None:
         try:
@@ -277,7 +400,15 @@ class _Welcome:
         self._inbox.put_nowait(Issued(certificates.der(made)))
 
 
-def _yes(question: str) -> bool:
-    sys.stderr.write(question)
+def _yes() -> bool:
+    """Wait for an answer. It may still be waiting when the process ends: so it holds no lock of a Python stream."""
+    typed = b""
+    with contextlib.suppress(OSError):  # standard input may be closed
+        while not typed.endswith(b"\n") and (more := os.read(0, 4096)):
+            typed += more
+    return typed.strip().lower() in {b"y", b"yes"}
+
+
+def _prompt(text: str) -> None:
+    sys.stderr.write(text)
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}

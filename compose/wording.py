@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from common import limits
 from common.log import escape
 from common.settings import Settings
 
@@ -68,6 +69,51 @@ NOTES = {
     "outbox.full": "{part}: no room for an update: {error}",
     "outbox.unwritable": "{part}: the disk takes nothing: {error}",
 }
+
+
+LINES = {
+    "pairing.connected": "connected to the broker; waiting for `fedmq pair invite` to answer",
+    "pairing.unanswered": "nobody has answered yet; {hint}",
+    "pairing.warning": "warning: {detail}",
+    "pairing.known": "this machine is enrolled already, as {role} {name}",
+    "broker.unreachable": "no broker: {why}; trying again",
+    "broker.back": "the broker is back",
+}
+
+
+def member(role: object, name: object) -> str:
+    """Name somebody; who is the only one of that role has the role's name."""
+    return f"{role} {name}" if name not in ("", role) else str(role)
+
+
+def lines(event: Event) -> list[str]:
+    """Put what a verb without a screen says on a terminal into words; empty where there are none."""
+    match event["event"]:
+        case "pairing.code":
+            who = event.get("name") or "this machine"
+            return [
+                f"the code to compare is {event['code']}: the screen of `fedmq pair invite` is to show the same",
+                f"waiting for {who} to be confirmed by the operator there",
+            ]
+        case "pairing.asked":
+            also = ", in place of the one who has that name" if event.get("replaces") else ""
+            return [
+                f"{member(event['role'], event['name'])} asks to be let in{also}; its key is {event['key']}"
+            ]
+        case "pairing.done":
+            who, more = (
+                member(event["role"], event["name"]),
+                f"answering it for {limits.PAIRING_LINGER_S:g} s more",
+            )
+            where = f"its keys are in {event['keys_dir']}" if "keys_dir" in event else more
+            return [f"{who} is enrolled; {where}"]
+        case "pairing.next":
+            begin = [f"begin with: {event['command']}"] if event["command"] else []
+            return [*begin, "what runs already under that name is to be started again"]
+        case str(name) if name in LINES:
+            return [LINES[name].format(**event)]
+        case _:
+            return []
 
 
 def note(event: Event) -> str | None:

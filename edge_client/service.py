@@ -187,6 +187,8 @@ class Client:
                 case LinkUp():
                     self._log("broker.connected")
                     self.courier.link_up()
+                    if self._is_down:
+                        self.report({"event": "broker.back"})
                     self._is_down = False
                     self.lineage.heard(time.monotonic())
                     self._crew.spawn(self._announce())
@@ -197,7 +199,7 @@ class Client:
                     self.lineage.link_down()
                     if not self._is_down:  # say so once; it goes on trying by itself
                         facts = {"why": why, "next_try_s": round(next_try_s, 1)}
-                        logger.warning("broker.unreachable", extra=log.facts(**facts))
+                        logger.info("broker.unreachable", extra=log.facts(**facts))
                         self.report({"event": "broker.unreachable", **facts})
                     self._is_down = True
                 case Arrived(topic, payload):
@@ -251,7 +253,7 @@ class Client:
         if problem is None:
             return
         about = {"problem": problem, "version": version, "known": self.lineage.version}
-        logger.warning("model.doubtful", extra=log.facts(**about))
+        logger.info("model.doubtful", extra=log.facts(**about))
         self.report({"event": "model.doubtful", **about})
 
     async def _withdraw(self, pem: bytes) -> None:
@@ -284,7 +286,7 @@ class Client:
         elif not self._over.is_set():
             if status.boot != self.voice.boot and self._heard_ourselves:
                 about = {"client": self.me, "boot": status.boot}
-                logger.warning("client.doubled", extra=log.facts(**about))
+                logger.info("client.doubled", extra=log.facts(**about))
                 self.report({"event": "client.doubled", **about})
             self._crew.spawn(self._announce())
 
@@ -310,7 +312,7 @@ class Client:
                 self._crew.spawn(self._tell(update))
             case Decline(declined):
                 facts = {"round": declined.round, "reason": declined.reason, "detail": declined.detail}
-                logger.warning("task.declined", extra=log.facts(**facts))
+                logger.info("task.declined", extra=log.facts(**facts))
                 self.report({"event": "task.declined", **facts})
                 return self._once(self.outbox.put, declined)
             case Say(declined):

@@ -59,6 +59,9 @@ ENVELOPED = {
         version="0.1.0",
         mac=bytes(range(32)),
     ),
+    "enrol-cancel": m.EnrolCancel(
+        request=bytes(range(32)), reason=m.EnrolReason.GIVEN_UP, mac=bytes(range(32))
+    ),
     "enrol-challenge": m.EnrolChallenge(nonce=bytes(range(16)), root=b"\x30\x00", mac=bytes(range(32))),
     "enrol-certificate": m.EnrolCertificate(
         request=bytes(range(32)), certificate=b"\x30\x00", brokers=["broker.example.org:8883"]
@@ -166,6 +169,10 @@ def test_a_code_to_compare():
     assert (
         pairing.mac_of(bytes(range(16)), pairing.COORDINATOR, challenged).hex()
         == (GOLDEN["pairing"]["coordinator_mac"])
+    )
+    cancelled = pairing.cancelled(bytes(32), m.EnrolReason.GIVEN_UP)
+    assert (
+        pairing.mac_of(bytes(range(16)), pairing.CANCEL, cancelled).hex() == GOLDEN["pairing"]["cancel_mac"]
     )
     assert pairing.code_of(bytes(32), hashlib.sha256(challenged).digest()) == GOLDEN["pairing"]["code"]
 

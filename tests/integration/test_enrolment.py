@@ -7,11 +7,13 @@ addresses and ports.
 import base64
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -85,6 +87,15 @@ class Running:
             assert self.process.poll() is None or self.reading.is_alive(), "".join(self.said)
             time.sleep(0.01)
         return found
+
+    def ends(self) -> tuple[int, str]:
+        code = self.process.wait(within(30))
+        self.reading.join(within(10))
+        return code, "".join(self.said)
+
+    def interrupt(self) -> tuple[int, str]:
+        self.process.send_signal(signal.SIGINT)
+        return self.ends()
 
     def type(self, words: str) -> None:
         self.process.stdin.write(f"{words}\n")
@@ -212,6 +223,68 @@ def test_two_clients_are_enrolled_on_a_server_with_tls_train_and_can_be_revoked(
     assert b"client-1" in found  # it is what was written
     for secret in secrets_of(fleet, codes):
         assert secret not in found
+
+
+@pytest.mark.timeout(200)
+def test_who_leaves_a_pairing_tells_the_other_side_and_both_end_with_the_same_reason(tmp_path):
+    with ExitStack() as stack:
+        fleet = Fleet(tmp_path, stack)
+        server, (machine, other) = fleet.server, fleet.machines
+        server.run(fleet.step("fedmq keys init"))
+        server.start(fleet.step("fedmq broker")).waits_for("broker.listening .*tls=True")
+        invite = fleet.step("fedmq pair invite")
+
+        def pairing(command: str = invite) -> tuple[Running, Running]:
+            inviting = server.start(command)
+            code = inviting.waits_for(r"(?s)'(FEDMQ1:[^']+)'")[1]
+            return inviting, machine.start(f"fedmq pair join '{code}'")
+
+        # nobody is shown a way that leads nowhere
+        nowhere = invite.replace(f":{fleet.port + 1}", f":{fleet.port}")
+        assert f"no newcomer can come in at {SERVER}:{fleet.port}" in server.run(nowhere, code=69)
+
+        # the newcomer gives up, and the operator is asked no more
+        inviting, joining = pairing()
+        inviting.waits_for(r"\[y/N\]")
+        joining.waits_for("pairing.code")
+        code, said = joining.interrupt()
+        assert (code, "unreachable" in said, "Traceback" in said) == (130, False, False)
+        code, said = inviting.ends()
+        assert (code, "unreachable" in said, "Traceback" in said) == (6, False, False)
+        assert "the pairing failed: given-up, the newcomer ended it" in said
+
+        # the operator gives up, and the newcomer waits no more
+        inviting, joining = pairing()
+        inviting.waits_for(r"\[y/N\]")
+        joining.waits_for("pairing.code")
+        code, said = inviting.interrupt()
+        assert (code, "unreachable" in said, "Traceback" in said) == (130, False, False)
+        code, said = joining.ends()
+        assert code == 6
+        assert "the pairing failed: given-up, the operator ended the pairing" in said
+
+        # the newcomer cannot keep its keys
+        machine.run(fleet.step("fedmq keys init"))  # another root's are there
+        inviting, joining = pairing(f"{invite} --yes")
+        assert joining.ends()[0] == 78
+        code, said = inviting.ends()
+        assert code == 6
+        assert "the pairing failed: not-kept" in said
+        assert "client-1 has a certificate now that nobody uses" in said
+
+        # another broker than the one that the invitation names answers
+        inviting = server.start(f"{invite} --replace")
+        spelled = inviting.waits_for(r"(?s)'(FEDMQ1:[^']+)'")[1]
+        wrong = replace(invitation.parse(spelled), spki=bytes(32)).code
+        assert "another key than the invitation names" in other.run(f"fedmq pair join '{wrong}'", code=78)
+
+        # and it goes well, with words on what comes next
+        joining = other.start(f"fedmq pair join '{spelled}'")
+        joining.waits_for("pairing.code")
+        inviting.waits_for("replaces=True")
+        inviting.type("y")
+        assert "pairing.next command=fedmq client --client-id client-1 --federation lab" in joining.ends()[1]
+        assert inviting.ends()[0] == 0
 
 
 def secrets_of(fleet: Fleet, codes: list[str]) -> list[bytes]:

@@ -1,16 +1,38 @@
-"""What an invitation would come to nothing for is found out before anybody is shown a code."""
+"""What an invitation would come to nothing for is found out before anybody is shown a code; and what is shown."""
 
+import json
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
-from common import identity, keys
+from common import identity, keys, qr
 from common.certificates import Role
 from common.errors import ConfigError, UsageError
+from common.ids import FederationId
+from common.invitation import Invitation
+from common.inviter import Offer
 from common.keys import KeyType
+from common.messages import EnrolReason
+from compose import inviting
+from compose.cli import app
 from compose.inviting import Wish, _checked
 from support import federation
 
+OFFER = Offer(
+    Invitation(
+        host="192.0.2.1",
+        port=8884,
+        spki=None,
+        federation=FederationId("lab"),
+        root_fingerprint=bytes(32),
+        token_id=bytes(8),
+        token=bytes(16),
+        expires=1_800_000_000,
+    ),
+    Role.CLIENT,
+    "c1",
+)
 WISH = Wish(Role.CLIENT, "c1", None, confirm=True, may_replace=False)
 
 
@@ -43,3 +65,80 @@ def test_a_name_that_has_a_certificate_is_invited_only_to_replace_it(tmp_path):
     assert "--replace" in taken.value.advice
     again = replace(WISH, may_replace=True)
     assert _checked(again, tmp_path) == again
+
+
+@pytest.mark.parametrize("at", ["192.0.2.1", "192.0.2.1:", "192.0.2.1:0", "a b:1", "http://a:1", ":8884"])
+def test_an_address_that_no_newcomer_can_read_says_its_form(tmp_path, at):
+    federation.root(tmp_path)
+    with pytest.raises(UsageError, match="is not HOST:PORT") as raised:
+        _checked(replace(WISH, at=at), tmp_path)
+    assert "--at 192.0.2.1:8884" in raised.value.advice
+
+
+@pytest.mark.parametrize("at", ["192.0.2.1:8884", "[::1]:8884", "broker.example.org:1"])
+def test_addresses_with_their_port_are_taken(tmp_path, at):
+    federation.root(tmp_path)
+    assert _checked(replace(WISH, at=at), tmp_path).at == at
+
+
+def shown(capsys, offer, *, as_json=False, png=None):
+    inviting.show(offer, png=png, svg=None, as_json=as_json)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "who", "command"),
+    [
+        (Role.CLIENT, "c1", "For client c1,", "fedmq client --join '{}'"),
+        (Role.CLIENT, "", "For client,", "fedmq client --join '{}' --client-id NAME"),
+        (Role.BRIDGE, "bridge-1", "For bridge bridge-1,", "fedmq pair join '{}'"),
+        (Role.BRIDGE, "", "For bridge,", "fedmq pair join '{}' --name bridge-NAME"),
+        (Role.OPERATOR, "operator", "For operator,", "fedmq pair join '{}'"),
+        (Role.DASHBOARD, "dashboard", "For dashboard,", "fedmq pair join '{}'"),
+    ],
+)
+def test_below_the_code_stands_whom_it_is_for_and_what_they_type(capsys, role, name, who, command):
+    offer = replace(OFFER, role=role, name=name)
+    *_, about, typed = shown(capsys, offer).splitlines()
+    assert about.startswith(f"{who} until ")
+    assert about.endswith("once, at 192.0.2.1:8884. On its machine:")
+    assert typed == command.format(offer.invitation.code)
+
+
+@pytest.mark.parametrize("name", ["c1", ""])
+def test_as_json_an_invitation_says_all_that_a_program_needs(capsys, name):
+    said = json.loads(shown(capsys, replace(OFFER, name=name), as_json=True))
+    assert said == {
+        "event": "pairing.invitation",
+        "role": "client",
+        "name": name or None,
+        "at": "192.0.2.1:8884",
+        "federation": "lab",
+        "expires": 1_800_000_000,
+        "code": OFFER.invitation.code,
+    }
+
+
+def test_a_picture_is_drawn_where_there_is_a_folder_for_it_and_nothing_is_shown_where_not(capsys, tmp_path):
+    shown(capsys, OFFER, png=tmp_path / "code.png")
+    assert qr.read_image(tmp_path / "code.png") == OFFER.invitation.code
+    with pytest.raises(UsageError, match="No such file or directory") as raised:
+        inviting.show(OFFER, png=tmp_path / "no" / "code.png", svg=None, as_json=False)
+    assert "folder that exists" in raised.value.advice
+    assert not capsys.readouterr().out
+
+
+def test_a_program_that_cannot_answer_has_to_say_yes_beforehand():
+    told = CliRunner().invoke(app, ["pair", "invite", "--json"])
+    assert told.exit_code == UsageError.exit_code
+    assert "nobody can be asked to compare codes\nSay --yes" in told.stderr
+
+
+def test_each_reason_for_which_nothing_comes_of_a_pairing_has_its_advice():
+    assert set(inviting._ADVICE) == set(EnrolReason)
+    assert "--replace" in inviting._ADVICE[EnrolReason.NAME_TAKEN]
+
+
+@pytest.mark.parametrize(("host", "here"), [("127.0.0.9", True), ("localhost", True), ("192.0.2.1", False)])
+def test_loopback_addresses_are_those_of_this_machine(host, here):
+    assert inviting._is_here(host) is here

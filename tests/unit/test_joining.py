@@ -7,6 +7,8 @@ from common.certificates import Role
 from common.errors import ConfigError
 from common.identity import KeyType
 from common.invitation import Invitation, link_fingerprint
+from common.messages import EnrolReason
+from common.newcomer import Failed
 from common.settings import Settings
 from support import federation
 from support.federation import member
@@ -65,3 +67,15 @@ def test_another_root_is_an_error(settings, tmp_path):
     other = identity.create_root(tmp_path / "other", federation.NAME, KeyType.ED25519)
     with pytest.raises(ConfigError, match="another root than the one that invites us"):
         joining.enrolled_already(settings, invitation(other), Role.CLIENT, "")
+
+
+def test_each_reason_for_which_nothing_comes_of_a_pairing_has_its_advice():
+    assert set(joining._ADVICE) == set(EnrolReason)
+
+
+def test_a_failure_says_its_reason_and_its_advice_and_steers_no_terminal():
+    error = joining._error(Failed(EnrolReason.NAME_TAKEN, "c1\x1b[2J is here"), "refused")
+    assert str(error) == "the pairing failed: name-taken, c1\\u001b[2J is here; the broker: refused"
+    assert "--replace" in error.advice
+    assert error.exit_code == 6
+    assert str(joining._error(Failed(EnrolReason.GIVEN_UP, ""), "")) == "the pairing failed: given-up"

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from common import certificates, codec, envelope, keys, limits, pairing
 from common.certificates import Role
-from common.errors import ConfigError
+from common.errors import ConfigError, TransitionError
 from common.ids import Boot, FederationId
 from common.invitation import Invitation, link_fingerprint
+from common.inviter import MOVES as INVITER_MOVES
 from common.inviter import (
     Answer,
     Ask,
@@ -30,19 +31,22 @@ from common.inviter import (
     Offer,
     Rejected,
     Warn,
+    Withdrawn,
 )
 from common.inviter import Phase as InviterPhase
 from common.keys import KeyType
 from common.machine import Tick
 from common.messages import (
     BY_ENROL_ANSWER,
+    EnrolCancel,
     EnrolCertificate,
     EnrolChallenge,
     EnrolReason,
     EnrolRefused,
     EnrolRequest,
 )
-from common.newcomer import Begin, Enrolled, Failed, Newcomer, Send, Show
+from common.newcomer import MOVES as NEWCOMER_MOVES
+from common.newcomer import Begin, Enrolled, Failed, Farewell, GaveUp, Newcomer, Send, Show
 from common.newcomer import Phase as NewcomerPhase
 from common.pairing import Heard
 
@@ -74,8 +78,8 @@ INVITATION = Invitation(
 OFFER = Offer(INVITATION, Role.CLIENT, brokers=BROKERS)
 
 
-def newcomer(name="client-1", key=KEY, invitation=INVITATION, nonce=b"n" * 16):
-    return Newcomer(invitation, key, nonce=nonce, name=name, version="0.1.0")
+def newcomer(name="client-1", key=KEY, invitation=INVITATION, nonce=b"n" * 16, today=TODAY):
+    return Newcomer(invitation, key, nonce=nonce, today=lambda: today, name=name, version="0.1.0")
 
 
 def inviter(offer=OFFER, enrolled=()):
@@ -113,7 +117,7 @@ def resealed(data, key, **changes):
     tree = {**codec.unpack(parts.payload, bytes_max=2**20), **changes}
     header = codec.decode(parts.header, envelope.Header)
     payload = codec.pack(dict(sorted(tree.items())))
-    is_request = parts.type == "enrol-request"
+    is_request = parts.type in {"enrol-request", "enrol-cancel"}
     topic = (pairing.request_topic if is_request else pairing.answer_topic)(INVITATION)
     return envelope.seal_with(key, topic, parts.type, header, payload)
 
@@ -326,29 +330,150 @@ def test_what_was_confirmed_in_time_is_issued_and_still_heard_of():
     assert isinstance(done, Enrolled)
 
 
-@pytest.mark.parametrize("event", [Begin(), Tick(), Heard(b"")])
-def test_a_newcomer_with_an_expired_invitation_gives_up(event):
+@pytest.mark.parametrize("event", [Begin(), Tick(), Heard(b""), GaveUp(EnrolReason.NOT_KEPT)])
+def test_a_newcomer_gives_up_ten_minutes_after_it_began(event):
     ours = newcomer()
-    (failed,) = ours.handle(event, EXPIRES)
+    ours.handle(Begin(), NOW)
+    assert ours.handle(Tick(), EXPIRES - 1) != ()
+    farewell, failed = ours.handle(event, EXPIRES)
+    assert said_at_last(farewell) is EnrolReason.EXPIRED
     assert failed == Failed(EnrolReason.EXPIRED, "no certificate came in time")
     assert ours.wake_at() is None
     assert ours.handle(Begin(), NOW) == ()
 
 
+@pytest.mark.parametrize("wrong", [-(10.0**9), 3600.0, 10.0**9])
+def test_a_newcomer_asks_whatever_its_own_clock_says_of_the_invitation(wrong):
+    ours, theirs = newcomer(), inviter()
+    (sent,) = ours.handle(Begin(), NOW + wrong)
+    (show,) = heard(ours, theirs.handle(Heard(sent.data), NOW), NOW + wrong)
+    assert isinstance(show, Show)
+
+
 def test_a_newcomer_that_is_not_answered_gives_up_and_says_what_it_heard():
     ours = newcomer()
-    ours.handle(Begin(), EXPIRES - 1)
+    ours.handle(Begin(), NOW)
+    ours.handle(Tick(), EXPIRES - 1)
     ours.handle(Heard(b"garbage"), EXPIRES - 1)
     assert ours.wake_at() == EXPIRES
-    (failed,) = ours.handle(Tick(), EXPIRES)
+    _, failed = ours.handle(Tick(), EXPIRES)
     assert failed.detail.endswith("1 messages were not by the root in the invitation")
+
+
+# --- who leaves -----------------------------------------------------------------------------------
+
+
+def said_at_last(farewell):
+    assert isinstance(farewell, Farewell)
+    return codec.decode(envelope.read(farewell.data).payload, EnrolCancel).reason
+
+
+def left(machine, reason=EnrolReason.GIVEN_UP):
+    farewell, failed = machine.handle(GaveUp(reason, "Ctrl-C"), NOW)
+    assert said_at_last(farewell) is reason
+    assert failed == Failed(reason, "Ctrl-C")
+    assert machine.phase is NewcomerPhase.FAILED
+    assert machine.wake_at() is None
+    assert machine.handle(GaveUp(reason), NOW) == ()
+    return Heard(farewell.data)
+
+
+def test_the_operator_is_asked_no_more_about_a_newcomer_that_left():
+    ours, theirs = newcomer(), inviter()
+    asked(theirs, ours)
+    assert theirs.handle(left(ours), NOW) == (Ended(EnrolReason.GIVEN_UP, "the newcomer ended it"),)
+    assert theirs.phase is InviterPhase.ENDED
+    assert theirs.handle(Confirmed(), NOW) == ()
+
+
+def test_a_newcomer_that_has_not_asked_leaves_without_a_word():
+    ours = newcomer()
+    assert ours.handle(GaveUp(EnrolReason.GIVEN_UP), NOW) == (Failed(EnrolReason.GIVEN_UP, ""),)
+
+
+def test_a_newcomer_that_leaves_while_its_certificate_is_made_ends_it_once_it_is_made():
+    ours, theirs = newcomer(), inviter(replace(OFFER, confirm=False))
+    asked(theirs, ours)
+    assert theirs.handle(left(ours), NOW) == ()
+    (ended,) = theirs.handle(Issued(certificate(KEY)), NOW)
+    assert ended.reason is EnrolReason.GIVEN_UP
+    assert "client-1 has a certificate now that nobody uses" in ended.detail
+
+
+def test_a_newcomer_that_cannot_keep_its_keys_says_so_after_it_was_enrolled():
+    ours, theirs = newcomer(), inviter()
+    asked(theirs, ours)
+    theirs.handle(Confirmed(), NOW)
+    heard(ours, theirs.handle(Issued(certificate(KEY)), NOW))
+    assert ours.phase is NewcomerPhase.ENROLLED
+    (ended,) = theirs.handle(left(ours, EnrolReason.NOT_KEPT), NOW)
+    assert ended.reason is EnrolReason.NOT_KEPT
+    assert "that nobody uses" in ended.detail
+
+
+def test_a_farewell_is_believed_only_of_the_request_that_burned_the_token():
+    ours, theirs = newcomer(), inviter()
+    request(ours)
+    farewell = left(ours)
+    assert theirs.handle(farewell, NOW) == ()  # nobody has asked
+    asked(theirs, newcomer(nonce=b"m" * 16))
+    assert theirs.handle(farewell, NOW) == ()  # another request of the same key and token
+    assert theirs.ignored == 2
+    assert theirs.phase is InviterPhase.CONFIRMING
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        (OTHER_KEY, {}),
+        (KEY, {"reason": "not-kept"}),
+        (KEY, {"mac": bytes(32)}),
+        (KEY, {"request": bytes(32)}),
+        (KEY, {"reason": "boredom"}),
+    ],
+)
+def test_a_farewell_that_somebody_else_made_or_changed_is_passed_over(key, changes):
+    ours, theirs = newcomer(), inviter()
+    asked(theirs, ours)
+    farewell = left(ours)
+    assert theirs.handle(Heard(resealed(farewell.data, key, **changes)), NOW) == ()
+    assert theirs.ignored == 1
+    assert theirs.handle(farewell, NOW) != ()
+
+
+def test_an_operator_who_leaves_tells_the_newcomer_that_waits():
+    ours, theirs = newcomer(), inviter()
+    asked(theirs, ours)
+    effects = theirs.handle(Withdrawn(), NOW)
+    assert heard(ours, effects) == (Failed(EnrolReason.GIVEN_UP, "the operator ended the pairing"),)
+    assert effects[-1].reason is EnrolReason.GIVEN_UP
+    assert theirs.handle(Withdrawn(), NOW) == ()
+
+
+def test_an_operator_who_leaves_before_anybody_came_or_after_all_is_done_tells_nobody():
+    (ended,) = inviter().handle(Withdrawn(), NOW)
+    assert ended.reason is EnrolReason.GIVEN_UP
+    ours, theirs = newcomer(), inviter(replace(OFFER, confirm=False))
+    asked(theirs, ours)
+    theirs.handle(Issued(certificate(KEY)), NOW)
+    assert theirs.handle(Withdrawn(), NOW) == (Ended(None),)
+
+
+def test_no_machine_makes_a_move_that_it_does_not_have():
+    for machine, moves in ((newcomer(), NEWCOMER_MOVES), (inviter(), INVITER_MOVES)):
+        for before, after in moves.items():
+            for other in set(moves) - after:
+                machine.phase = before
+                with pytest.raises(TransitionError, match=f"cannot go from {before} to {other}"):
+                    machine._move(other)
+                assert machine.phase is before
 
 
 def test_a_newcomer_that_shows_its_code_waits_a_little_longer():
     ours, theirs = newcomer(), inviter()
     asked(theirs, ours)
-    assert ours.handle(Tick(), EXPIRES) != ()
-    (failed,) = ours.handle(Tick(), EXPIRES + limits.PAIRING_LINGER_S)
+    assert [type(effect) for effect in ours.handle(Tick(), EXPIRES)] == [Send]
+    _, failed = ours.handle(Tick(), EXPIRES + limits.PAIRING_LINGER_S)
     assert failed.reason is EnrolReason.EXPIRED
 
 
@@ -680,8 +805,8 @@ def test_an_invitation_with_the_root_of_another_federation_or_of_none_fails(fede
         key, der = ROOT_KEY, certificate(ROOT_KEY)  # names a client
     ours = newcomer(invitation=replace(INVITATION, root_fingerprint=hashlib.sha256(der).digest()))
     digest = pairing.request_digest(envelope.read(request(ours)).payload)
-    (failed,) = ours.handle(told_by_root(challenge_to(digest, der), key), NOW)
-    assert failed.reason is EnrolReason.WRONG_ROOT
+    farewell, failed = ours.handle(told_by_root(challenge_to(digest, der), key), NOW)
+    assert said_at_last(farewell) is failed.reason is EnrolReason.WRONG_ROOT
     assert ours.wake_at() is None
 
 
@@ -707,9 +832,9 @@ def test_a_pinned_root_with_a_key_of_a_foreign_kind_is_never_believed():
     assert ours.handle(told_by_root(challenge_to(digest, der)), NOW) == ()
 
 
-def certified(made, name="client-1"):
+def certified(made, name="client-1", today=TODAY):
     """Let an inviter answer with this certificate."""
-    ours, theirs = newcomer(name=name), inviter(replace(OFFER, name="client-1"))
+    ours, theirs = newcomer(name=name, today=today), inviter(replace(OFFER, name="client-1"))
     asked(theirs, ours)
     theirs.handle(Confirmed(), NOW)
     return heard(ours, theirs.handle(Issued(made), NOW))
@@ -721,16 +846,22 @@ def test_a_certificate_is_checked_before_anything_is_stored():
         certificate(KEY, by=other),
         certificate(OTHER_KEY),
         certificate(KEY, name="client-2"),
-        certificate(KEY, now=TODAY - timedelta(days=3000)),
         certificates.der(ROOT.certificate),
         b"\x30\x00",
         b"",
     ):
-        (failed,) = certified(made)
-        assert failed.reason is EnrolReason.BAD_CERTIFICATE
+        farewell, failed = certified(made)
+        assert said_at_last(farewell) is failed.reason is EnrolReason.BAD_CERTIFICATE
         assert failed.detail
     (done,) = certified(certificate(KEY))
     assert isinstance(done, Enrolled)
+
+
+@pytest.mark.parametrize("wrong", [timedelta(days=-2), timedelta(days=3000)])
+def test_a_certificate_of_another_day_may_mean_that_our_clock_is_wrong(wrong):
+    farewell, failed = certified(certificate(KEY), today=TODAY + wrong)
+    assert said_at_last(farewell) is failed.reason is EnrolReason.OUT_OF_DATE
+    assert f"the clock of this machine says {TODAY + wrong:%Y-%m-%d %H:%M} UTC" in failed.detail
 
 
 def test_a_certificate_for_another_request_or_by_another_key_is_passed_over():
@@ -792,7 +923,7 @@ def test_the_token_is_in_no_effect_error_or_representation():
 
 weather = st.lists(
     st.tuples(
-        st.sampled_from(["deliver", "drop", "copy", "swap", "flip", "steal", "tick", "tick"]),
+        st.sampled_from(["deliver", "drop", "copy", "swap", "flip", "steal", "leave", "tick", "tick"]),
         st.integers(0, 2**16),
     ),
     max_size=60,
@@ -819,7 +950,7 @@ class Air:
     def take(self, effects):
         for effect in effects:
             match effect:
-                case Send(data):
+                case Send(data) | Farewell(data):
                     self.up.append(data)
                 case Answer(data):
                     self.down.append(data)
@@ -832,12 +963,13 @@ class Air:
                     self.issued.append(key)
                     made = certificates.make(ROOT, ROOT_KEY, key, role=Role.CLIENT, name=name, now=TODAY)
                     self.take(self.theirs.handle(Issued(certificates.der(made)), self.now))
+                case Ended():
+                    assert self.ended is None
+                    self.ended = effect
                 case Enrolled():
                     self.enrolled = effect
                 case Failed(reason):
                     self.failed = reason
-                case Ended():
-                    self.ended = effect
 
     def weather(self, what, seed):
         queue, machine = (self.up, self.theirs) if seed % 2 else (self.down, self.ours)
@@ -846,6 +978,9 @@ class Air:
                 self.now += seed % 7
                 for one in (self.ours, self.theirs):
                     self.take(one.handle(Tick(), self.now))
+            case "leave":
+                self.enrolled = None  # it could not keep its keys
+                self.take(self.ours.handle(GaveUp(EnrolReason.GIVEN_UP), self.now))
             case "steal":  # the right MAC, the wrong key
                 self.up.append(maced(request(newcomer(nonce=seed.to_bytes(16, "big"))), OTHER_KEY))
             case _ if not queue:

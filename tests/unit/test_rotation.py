@@ -133,7 +133,7 @@ def test_a_key_that_never_leaves_its_machine_gets_a_certificate_and_is_installed
 
 def test_nobody_is_vouched_for_under_a_name_that_its_role_may_not_have(home):
     public = keys.generate(ED).public_key()
-    with pytest.raises(ConfigError, match="a client cannot be called 'operator'"):
+    with pytest.raises(ConfigError, match="no client can be called 'operator'"):
         identity.vouch(home, Role.CLIENT, "operator", public)
     assert len(Register(home).all()) == 1
 

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from common.settings import Settings
 from compose import wording
+from compose.cli_shared import reporter
 from compose.screen import LiveTable
 
 ROUND = {
@@ -149,3 +150,80 @@ def test_a_table_fits_its_terminal_and_paths_stay_whole(tmp_path, width):
     assert "…" not in left
     assert RUN["model"] in left  # in one piece, to be copied
     assert "next: more" in left
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (
+            {"event": "pairing.code", "code": "123 456", "name": "c1"},
+            [
+                "the code to compare is 123 456: the screen of `fedmq pair invite` is to show the same",
+                "waiting for c1 to be confirmed by the operator there",
+            ],
+        ),
+        (
+            {"event": "pairing.asked", "role": "client", "name": "c1", "code": "123 456", "key": "KEY"},
+            ["client c1 asks to be let in; its key is KEY"],
+        ),
+        (
+            {
+                "event": "pairing.asked",
+                "role": "operator",
+                "name": "operator",
+                "key": "KEY",
+                "replaces": True,
+            },
+            ["operator asks to be let in, in place of the one who has that name; its key is KEY"],
+        ),
+        (
+            {"event": "pairing.done", "role": "client", "name": "c1"},
+            ["client c1 is enrolled; answering it for 10 s more"],
+        ),
+        (
+            {"event": "pairing.done", "role": "client", "name": "c1", "keys_dir": "/k"},
+            ["client c1 is enrolled; its keys are in /k"],
+        ),
+        (
+            {"event": "pairing.next", "command": "fedmq status"},
+            ["begin with: fedmq status", "what runs already under that name is to be started again"],
+        ),
+        (
+            {"event": "pairing.next", "command": None},
+            ["what runs already under that name is to be started again"],
+        ),
+        ({"event": "broker.unreachable", "why": "refused"}, ["no broker: refused; trying again"]),
+        ({"event": "broker.back"}, ["the broker is back"]),
+        ({"event": "task.started"}, []),
+    ],
+)
+def test_what_a_pairing_says_on_a_terminal(event, said):
+    assert wording.lines(event) == said
+    unnamed = {**event, "name": None}
+    if event["event"] == "pairing.code":
+        assert wording.lines(unnamed)[1].startswith("waiting for this machine")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("out", "as_json", "said"),
+    [
+        (Terminal(), False, "no broker: a\\u001bb; trying again\ntask.started round=1\n"),
+        (io.StringIO(), False, "broker.unreachable why=a\\u001bb\ntask.started round=1\n"),
+        (
+            Terminal(),
+            True,
+            '{"event": "broker.unreachable", "why": "a\\u001bb"}\n{"event": "task.started", "round": 1}\n',
+        ),
+    ],
+)
+def test_words_are_for_terminals_and_json_is_for_whoever_asks(monkeypatch, out, as_json, said):
+    monkeypatch.setattr("sys.stdout", out)
+    report = reporter(as_json=as_json)
+    report({"event": "broker.unreachable", "why": "a\x1bb"})
+    report({"event": "task.started", "round": 1})
+    assert out.getvalue() == said
