@@ -141,6 +141,12 @@ class Run(Group):
         default=None,
         description="how deltas become one: a built-in name or package.module:attribute; unset: the strategy's own",
     )
+    quarantine: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="rounds in a row in which a client's updates may stand out before it is excluded; 0: never",
+    )
     codec: str = Field(default="none", description="how updates become bytes")
     cohort_size: int | None = Field(
         default=None,

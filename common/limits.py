@@ -58,6 +58,8 @@ LINK_STEADY_S = 10.0  # up for so long: the back-off starts anew
 ACKNOWLEDGE_S = 60.0  # no acknowledgement for so long while some are due: the link is given up
 FAREWELL_S = 2.0  # for DISCONNECT to leave, and for UNSUBACK to come
 
+SCORES_MAX = 50  # of updates, in one line
+
 # State on disk
 OUTBOX_BYTES_MAX = 2 * 1024 * 1024 * 1024  # of entries that wait, their blobs included
 OUTBOX_AGE_S_MAX = 30 * 24 * 3600.0

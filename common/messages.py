@@ -434,6 +434,25 @@ class Refusal(Message, frozen=True, kw_only=True, tag="refusal"):
     count: Count  # of this reason, since the coordinator started
 
 
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """How one update compared with the others of its round."""
+
+    client: AnyClient
+    norm: Real
+    cosine: Real  # to what the round made of all
+    score: Real | None  # by the aggregator's own measure, the higher the stranger; null: infinite
+    odd: bool  # it stands out
+
+
+class ScoreLine(Message, frozen=True, kw_only=True, tag="scores"):
+    """How the updates of a round compared. A large round takes several lines."""
+
+    run: AnyRun
+    round: Count
+    aggregator: Text
+    scores: Annotated[list[Score], Meta(max_length=limits.SCORES_MAX)]
+
+
 class ConfigLine(Message, frozen=True, kw_only=True, tag="config"):
     """The configuration in force. Retained."""
 
@@ -457,5 +476,6 @@ LINE = (
     | Summary
     | Answer
     | Refusal
+    | ScoreLine
     | ConfigLine
 )

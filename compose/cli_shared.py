@@ -47,6 +47,7 @@ def training_flags(given: dict[str, Any]) -> dict[str, Any]:
         "strategy": "run__strategy",
         "aggregator": "run__aggregator",
         "codec": "run__codec",
+        "quarantine": "run__quarantine",
         "cohort_size": "run__cohort_size",
         "quorum_share": "run__quorum_share",
         "patience": "run__patience",

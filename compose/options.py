@@ -50,6 +50,9 @@ BufferSize = Annotated[int | None, typer.Option(help="Updates that are merged at
 Codec = Annotated[
     str | None, typer.Option(help="How updates become bytes: none, fp16, int8, … or int8+zstd.")
 ]
+Quarantine = Annotated[
+    int | None, typer.Option(help="Exclude a client that stands out in so many rounds in a row.")
+]
 CohortSize = Annotated[int | None, typer.Option(help="Clients asked in a round; all if not given.")]
 QuorumShare = Annotated[float | None, typer.Option(help="Share of the cohort that must report.")]
 Patience = Annotated[float | None, typer.Option(help="Deadline of a round, as a multiple of observed times.")]

@@ -57,6 +57,7 @@ NOTES = {
     "run.left": "run {run} is not over: --resume with the state in {state_dir} goes on with it",
     "run.closed": "run {run} was left unfinished, and is over now: no --resume will go on with it",
     "round.abandoned": "round {round} came to nothing: {outcome}",
+    "client.quarantined": "{client} is excluded, for {detail}; fedmq clients admit {client} lets it back in",
     "client.exited": "{client} ended with exit code {code}",
     "client.differs": "{client} trains on {dataset}, the coordinator tests on {ours}; its updates count all the same",
     "client.doubled": "{part}: another process says that it is {client}: stop one of them",

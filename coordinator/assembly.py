@@ -219,6 +219,7 @@ def _policy(settings: Settings, *, hold: bool) -> Policy:
             seed=settings.seed,
         ),
         codec=run.codec,
+        quarantine=run.quarantine,
         hold=hold,
         config=parts.shown(settings),
     )

@@ -11,9 +11,11 @@ from common.blobs import BlobStore
 from common.ids import Digest
 from common.messages import Manifest, Reason, Update
 from common.tensors import Schema, Vector
-from coordinator import screening, strategies
+from coordinator import anomaly, screening, strategies
+from coordinator.anomaly import Scored
 from coordinator.optimizers import Memory
 from coordinator.round import Counted
+from coordinator.rows import Spooled
 from coordinator.strategies import Contribution, Strategy
 
 
@@ -28,6 +30,7 @@ class GlobalModel:
         self.memory: tuple[Digest, ...] = ()  # its blobs
         self.manifest = self._put(vector)
         self._had = {self.digest}  # in this run
+        self.scored: tuple[Scored, ...] = ()  # the updates of the last merge
 
     @property
     def digest(self) -> Digest:
@@ -85,6 +88,9 @@ class GlobalModel:
         self.memory = tuple(self._store.put(compression.encode("none", part)) for part in merged.memory)
         self.vector, self._memory, self.manifest = merged.model, merged.memory, manifest
         self._had.add(self.digest)
+        rows = Spooled([one.delta for one in contributions], self.schema.elements)
+        norms, cosines = anomaly.measure(rows, merged.delta)
+        self.scored = anomaly.judge([one.update.client for one in counted], norms, cosines, merged.scores)
         return ""
 
     def _delta(self, update: Update) -> Vector:

@@ -1,10 +1,12 @@
 """What the coordinator says to everybody: signed lines on its topics, retained where a latecomer needs them."""
 
 import base64
+from collections.abc import Sequence
 from contextlib import suppress
 
 from msgspec.structs import replace
 
+from common import limits
 from common.bus import Bus
 from common.errors import TransportError
 from common.ids import RunId
@@ -18,6 +20,8 @@ from common.messages import (
     Presence,
     Refusal,
     RoundState,
+    Score,
+    ScoreLine,
     Summary,
 )
 from common.topics import Kind
@@ -59,6 +63,13 @@ class Notices:
         """Say what was not let in."""
         line = Refusal(topic=refused.topic, reason=refused.reason, detail=refused.detail, count=refused.count)
         await self._show(Kind.COORDINATOR_METRICS, line, retain=False)
+
+    async def scores(self, run: RunId, number: int, aggregator: str, scored: Sequence[Score]) -> None:
+        """Say how a round's updates compared."""
+        for start in range(0, len(scored), limits.SCORES_MAX):
+            some = list(scored[start : start + limits.SCORES_MAX])
+            line = ScoreLine(run=run, round=number, aggregator=aggregator, scores=some)
+            await self._show(Kind.COORDINATOR_METRICS, line, retain=False)
 
     async def model(self, model: GlobalModel, run: RunId, number: int, released: Released) -> None:
         """Say which model is the global one; whoever lacks it asks for its chunks."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from common import limits
 from common.evaluation import Scores
 from common.ids import RunId
-from common.messages import Summary
+from common.messages import Score, Summary
+from coordinator.anomaly import Scored
 from coordinator.run import CloseRound
 
 
@@ -50,6 +51,20 @@ def summary(
         outcome="committed" if closed.committed else f"abandoned: {closed.why}",
         model=closed.model if closed.committed else None,
     )
+
+
+def spelled(scored: Iterable[Scored]) -> list[Score]:
+    """Say how updates compared, as a message can say it."""
+    return [
+        Score(
+            client=one.client,
+            norm=finite(one.norm) or 0.0,
+            cosine=one.cosine,
+            score=finite(one.score),
+            odd=one.is_odd,
+        )
+        for one in scored
+    ]
 
 
 def total(rounds: Iterable[Summary]) -> Traffic:

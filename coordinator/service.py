@@ -65,6 +65,7 @@ from common.revocations import Revocations
 from common.tensors import Vector
 from common.topics import Kind
 from coordinator import cohort, results
+from coordinator.anomaly import Quarantine
 from coordinator.archive import Archive
 from coordinator.buffer import BufferMachine, BufferPolicy
 from coordinator.claim import Claim
@@ -120,6 +121,7 @@ class Policy:
     rounds: int
     plan: Plan
     codec: str
+    quarantine: int  # rounds in a row in which a client may stand out; 0: all
     hold: bool  # wait for an operator's start, and go on waiting after a run
     config: dict[str, str | int | float | bool | None]  # to be shown
 
@@ -151,6 +153,7 @@ class Coordinator:
         self.outcome: EndRun | None = None
         self.is_run_left = False  # to be resumed
         self._ledger = archive.ledger
+        self._quarantine = Quarantine(policy.quarantine)
         self._unfinished, self._renewed = unfinished, renewed
         self._report = report
         self._run = RunId("none")
@@ -610,11 +613,27 @@ class Coordinator:
         logger.info(event, extra=log.facts(**asdict(summary)))
         self._report(facts)
         self._crew.spawn(self.notices.result(summary))
+        if closed.committed:
+            await self._compare(closed.number)
         self._crew.spawn(self._show_model(closed.number))
         merged = {Digest(one.update.delta.digest) for one in closed.updates}
         await self.exchange.discard(*merged, *self._remembered)
         self._remembered = self.model.memory
         self._run_inbox.put_nowait(Evaluated())
+
+    async def _compare(self, number: int) -> None:
+        """Say how the round's updates compared, and exclude who has stood out too often."""
+        scores = results.spelled(self.model.scored)
+        rule = self.model.strategy.combine.name
+        facts = {"round": number, "aggregator": rule, "scores": [asdict(one) for one in scores]}
+        self._report({"event": "round.scored", **facts})
+        self._crew.spawn(self.notices.scores(self._run, number, rule, scores))
+        for client in self._quarantine.take(self.model.scored):
+            detail = f"its updates stood out in {self.policy.quarantine} rounds in a row"
+            logger.warning("client.quarantined", extra=log.facts(client=client, detail=detail))
+            self._report({"event": "client.quarantined", "client": client, "detail": detail})
+            self._bar(client, Reason.EXCLUDED)
+            await self._durably(self._ledger.exclude, client)
 
     async def _end(self, ended: EndRun) -> None:
         self.outcome = ended

@@ -1,5 +1,6 @@
 """What has a name is in its document, and what a document says is so."""
 
+import inspect
 import json
 import re
 import shlex
@@ -11,16 +12,19 @@ import typer
 
 from common import errors, limits, topics
 from common import messages as m
+from common.compression import CODECS
 from common.presence import LEASE_S
 from common.settings import NAMES, Settings, load, values
 from compose import demo
 from compose.cli import app
+from coordinator.aggregators import AGGREGATORS
 from coordinator.notices import SUMMARIES_KEPT
 from coordinator.round import MOVES
 from coordinator.run import ABANDONED_MAX, DEADLINE_S_MIN, LATE_PER_CLIENT_MAX
+from coordinator.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
-README, WIRE, ROUNDS, RUNNING, SECURITY = (
+README, WIRE, ROUNDS, RUNNING, SECURITY, STRATEGIES_MD = (
     (ROOT / name).read_text(encoding="utf-8")
     for name in (
         "README.md",
@@ -28,6 +32,7 @@ README, WIRE, ROUNDS, RUNNING, SECURITY = (
         "coordinator/ROUNDS.md",
         "compose/RUNNING.md",
         "common/SECURITY.md",
+        "coordinator/STRATEGIES.md",
     )
 )
 DOCUMENTS = [ROOT / "README.md", *ROOT.glob("*/*.md")]
@@ -50,6 +55,27 @@ def part(text, title):
 
 
 # --- the wire -------------------------------------------------------------------------------------
+
+
+def test_every_strategy_aggregator_and_codec_has_a_row():
+    calls = set(re.findall(r"^\| `(\w+)[`(]", STRATEGIES_MD, re.MULTILINE))
+    assert calls == {*STRATEGIES, *AGGREGATORS}
+    rows = named(part(WIRE, "Blobs"))
+    plain = {name for name in CODECS if not name.endswith("+zstd")}
+    spelled_out = plain - {"eden1", "eden2", "eden3", "eden4"}
+    assert rows - {"codec"} == spelled_out | {"eden1` … `eden4", "…+zstd"}
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES, *AGGREGATORS])
+def test_the_options_in_the_table_are_those_of_the_function(name):
+    made = {**STRATEGIES, **AGGREGATORS}[name]
+    options = list(inspect.signature(made).parameters)
+    shown = " ".join(
+        line for line in STRATEGIES_MD.splitlines() if line.startswith((f"| `{name}`", f"| `{name}("))
+    )
+    assert shown
+    for option in options if "as `fedadam`" not in shown else ():
+        assert re.search(rf"\b{option}\b", shown), option
 
 
 def test_every_reason_is_explained():

@@ -110,6 +110,12 @@ LINES = {
     "summary": m.Summary(run=RUN, round=7, loss=0.5, clients=3, outcome="committed", model=D1),
     "answer": m.Answer(command="c0ffee", refused="a run is going on already", run=RUN),
     "refusal": m.Refusal(topic="fedmq/lab/control", reason=m.Reason.UNKNOWN_KEY, detail="", count=4),
+    "scores": m.ScoreLine(
+        run=RUN,
+        round=7,
+        aggregator="median",
+        scores=[m.Score(client=ClientId("client-1"), norm=2.5, cosine=-0.5, score=None, odd=True)],
+    ),
     "config": m.ConfigLine(settings={"run.num_rounds": 10, "data.alpha": 0.5, "data.data_dir": None}),
 }
 TOPIC = "fedmq/lab/client/client-1/reply"

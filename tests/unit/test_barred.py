@@ -1,9 +1,8 @@
 """Clients that may take part no more: excluded by an operator, or revoked by the root; and what waits of them."""
 
 import asyncio
-import secrets
 import threading
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 
 import numpy as np
@@ -14,10 +13,8 @@ from common.bus import Arrived
 from common.errors import RevokedError
 from common.identity import KeyType, Role
 from common.ids import Boot, ClientId
-from common.ingress import Ingress, Said
 from common.messages import (
     Admit,
-    Answer,
     Exclude,
     ModelLine,
     Reason,
@@ -29,12 +26,12 @@ from common.messages import (
     Verdict,
 )
 from common.topics import Kind
-from common.trust import TrustStore
 from coordinator.buffer import BufferPolicy
 from support import federation
 from support.ghost import Ghost
 from support.lab import SCHEMA, TOPICS, Lab, served
 from support.memory_bus import MemoryBus
+from support.operators import Operator
 from support.patience import within
 from support.polling import eventually
 from support.trainers import NoopTrainer
@@ -57,52 +54,6 @@ class Adder(NoopTrainer):
         result.delta[:] = self.by
         assert self.may_end.wait(within(20))
         return result
-
-
-class Operator:
-    """Commands, and hears what the coordinator shows to everybody."""
-
-    def __init__(self, lab):
-        self.lab = lab
-        parts = lab.parts(Role.OPERATOR, "operator")
-        self.bus, self.voice = parts.link, parts.voice
-        self.ingress = Ingress(federation.NAME, TrustStore(federation.root(lab.tmp_path / "keys")))
-        self.answers, self.lines = {}, []
-
-    @asynccontextmanager
-    async def here(self):
-        async with self.bus:
-            listening = asyncio.create_task(self._listen())
-            try:
-                await self.bus.subscribe(TOPICS.revoked)
-                for kind in ("status", "round", "metrics", "model"):
-                    await self.bus.subscribe(TOPICS.coordinator(Kind(f"coordinator/{kind}")))
-                yield self
-            finally:
-                listening.cancel()
-                with suppress(asyncio.CancelledError):
-                    await listening
-
-    async def _listen(self):
-        while True:
-            match await self.bus.next():
-                case Arrived(topic, payload):
-                    match self.ingress.admit(topic, payload):
-                        case Said(_, _, Answer() as answer):
-                            self.answers[answer.command] = answer
-                        case Said(_, _, message):
-                            self.lines.append(message)
-
-    async def tell(self, coordinator, kind, **about):
-        """Give a command; returns why it was not taken, if it was not."""
-        name = secrets.token_hex(4)
-        made = kind(command=name, certificate=self.voice.identity.certificate_der, **about)
-        await self.voice.tell(self.bus, TOPICS.control, made, coordinator.voice.boot)
-        await eventually(lambda: name in self.answers)
-        return self.answers[name].refused
-
-    def newest(self, kind):
-        return next((one for one in reversed(self.lines) if isinstance(one, kind)), None)
 
 
 @pytest.fixture
