@@ -18,7 +18,7 @@ import numpy as np
 
 from common.errors import ConfigError
 from common.tensors import Vector
-from coordinator.distances import Real, squared_lengths
+from coordinator.distances import Real, are_finite
 from coordinator.rows import Chosen, Matrix, Rows, rows_of
 
 
@@ -27,7 +27,9 @@ class Aggregate:
     """What came of a round's rows."""
 
     delta: Vector
-    scores: Real  # float64[n] by the rule's own measure, the higher the stranger; infinite for rows that are not finite
+    # float64[n] by the rule's own measure, the higher the stranger, infinite for rows that are not finite;
+    # None: the distance to the delta
+    scores: Real | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,7 @@ class Given:
 
     rows: Rows
     weights: Real
-    before: Vector | None  # the aggregate of the round before
-    lengths: Real  # squared; of robust rules only, and finite
+    before: Vector | None = None  # the aggregate of the round before
     lost: int = 0  # rows that were not finite and are not among these
 
 
@@ -66,12 +67,10 @@ class Aggregator:
         given = np.ones(n) if weights is None else np.asarray(weights, np.float64)
         if given.shape != (n,) or not np.all((given >= 0) & np.isfinite(given)):
             raise ConfigError(f"{n} updates have weights that are none: {given}")
-        if not self.is_robust:
-            return self.work(Given(rows, given, before, given))
-        return self._without_lost(Given(rows, given, before, squared_lengths(rows)))
+        return self._without_lost(Given(rows, given, before))
 
     def _without_lost(self, given: Given) -> Aggregate:
-        left = np.isfinite(given.lengths)
+        left = are_finite(given.rows) if self.is_robust else np.array([True])
         if left.all():
             return self.work(given)
         kept = np.flatnonzero(left)
@@ -79,7 +78,9 @@ class Aggregator:
             raise ConfigError(f"{self.name}: not one of the {left.size} updates is finite")
         rows = Chosen(given.rows, kept.tolist())
         lost = left.size - kept.size
-        made = self.work(Given(rows, given.weights[left], given.before, given.lengths[left], lost))
+        made = self.work(Given(rows, given.weights[left], given.before, lost))
+        if made.scores is None:
+            return made
         scores = np.full(left.size, np.inf)
         scores[left] = made.scores
         return Aggregate(made.delta, scores)

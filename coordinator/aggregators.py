@@ -29,7 +29,7 @@ def mean() -> Aggregator:
         if total == 0:
             raise ConfigError("the strategy gave no update any weight")
         delta = (weighted_sum(given.rows, given.weights) / total).astype(np.float32)
-        return Aggregate(delta, np.zeros(given.weights.size))
+        return Aggregate(delta)
 
     return Aggregator("mean", work, is_robust=False)
 
@@ -58,23 +58,19 @@ def trimmed_mean(f: int) -> Aggregator:
 
 
 def _by_columns(rows: Rows, rule: Callable[[Matrix], NDArray[np.float32]]) -> Aggregate:
-    """Apply a rule to blocks of columns, sorted: float32[columns, n] -> [columns]; rows score by their distance."""
-    n, d = rows.shape
-    delta, away = np.empty(d, np.float32), np.zeros(n)
-    for start, stop in blocks(d):
-        block = rows.columns(start, stop)
-        by_column = block.T.copy()  # along contiguous memory it sorts 3 times as fast
+    """Apply a rule to blocks of columns, sorted: float32[columns, n] -> [columns]."""
+    delta = np.empty(rows.shape[1], np.float32)
+    for start, stop in blocks(delta.size):
+        by_column = rows.columns(start, stop).T.copy()  # along contiguous memory it sorts 3 times as fast
         by_column.sort(axis=1)
         delta[start:stop] = rule(by_column)
-        apart = block - delta[start:stop]
-        away += np.einsum("ij,ij->i", apart, apart)
-    return Aggregate(delta, np.sqrt(away))
+    return Aggregate(delta)
 
 
 def _middle(block: Matrix, cut: int) -> NDArray[np.float32]:
     """Average what lies between the `cut` smallest and the `cut` largest of each sorted row."""
     kept = block[:, cut : block.shape[1] - cut]
-    return np.asarray(kept.sum(axis=1, dtype=np.float64) / kept.shape[1], np.float32)
+    return np.asarray(np.einsum("ij->i", kept, dtype=np.float64) / kept.shape[1], np.float32)
 
 
 # --- by distance ----------------------------------------------------------------------------------
@@ -92,7 +88,7 @@ def multi_krum(f: int, m: int | None = None) -> Aggregator:
         _whole("multi_krum", at_least=1, m=m)
 
     def work(given: Given) -> Aggregate:
-        apart = squared_distances(given.rows, given.lengths)
+        apart = squared_distances(given.rows)
         n, bad = apart.shape[0], max(0, f - given.lost)
         scores = _krum_scores(apart, n - bad - 2)
         best = np.sort(np.argsort(scores, kind="stable")[: min(m or n - bad, n)])
@@ -119,7 +115,7 @@ def bulyan(f: int) -> Aggregator:
     _whole("bulyan", f=f)
 
     def work(given: Given) -> Aggregate:
-        apart = squared_distances(given.rows, given.lengths)
+        apart = squared_distances(given.rows)
         n, bad = apart.shape[0], max(0, f - given.lost)
         left = np.arange(n)
         chosen: list[int] = []
@@ -135,10 +131,16 @@ def bulyan(f: int) -> Aggregator:
 
 
 def _around_median(block: Matrix, count: int) -> NDArray[np.float32]:
-    """Average the `count` values of each sorted row that are nearest to its median."""
+    """Average the `count` values of each sorted row that are nearest to its median: they stand side by side."""
     median_ = _middle(block, (block.shape[1] - 1) // 2)
-    order = np.argsort(np.abs(block - median_[:, None]), axis=1, kind="stable")[:, :count]
-    return np.asarray(np.take_along_axis(block, order, axis=1).mean(axis=1, dtype=np.float64), np.float32)
+    least, made = np.full(median_.size, np.inf, np.float32), np.empty_like(median_)
+    for start in range(block.shape[1] - count + 1):
+        held = block[:, start : start + count]
+        farthest = np.maximum(median_ - held[:, 0], held[:, -1] - median_)
+        nearer = farthest < least
+        least[nearer] = farthest[nearer]
+        made[nearer] = _middle(held[nearer], 0)
+    return made
 
 
 def geometric_median(nu: float = 1e-6, iterations: int = 100) -> Aggregator:
@@ -151,7 +153,7 @@ def geometric_median(nu: float = 1e-6, iterations: int = 100) -> Aggregator:
     _whole("geometric_median", at_least=1, iterations=iterations)
 
     def work(given: Given) -> Aggregate:
-        apart = squared_distances(given.rows, given.lengths)
+        apart = squared_distances(given.rows)
         mixture = np.full(apart.shape[0], 1 / apart.shape[0])
         for _ in range(iterations):
             pull = 1 / np.maximum(nu, _distances_to(apart, mixture))
@@ -228,7 +230,10 @@ def fltrust(root_delta: Callable[[], Vector]) -> Aggregator:
 
     def work(given: Given) -> Aggregate:
         own = root_delta()
-        lengths, size = np.sqrt(given.lengths), float(np.sqrt(np.square(own, dtype=np.float64).sum()))
+        lengths, size = (
+            np.sqrt(squared_lengths(given.rows)),
+            float(np.sqrt(np.square(own, dtype=np.float64).sum())),
+        )
         cosines = _ratio(_products(given.rows, own), lengths * size)
         trust = np.maximum(cosines, 0)
         if trust.sum() == 0:
@@ -256,7 +261,7 @@ def norm_clip(factor: float = 1.0, then: Aggregator | None = None) -> Aggregator
     _require_rule("norm_clip", inner)
 
     def work(given: Given) -> Aggregate:
-        lengths = np.sqrt(given.lengths)
+        lengths = np.sqrt(squared_lengths(given.rows))
         limit = factor * float(np.median(lengths))
         factors = _shortened(lengths, limit)
         made = _then(inner, Scaled(given.rows, factors), given, given.weights)
@@ -275,13 +280,13 @@ def nnm(f: int, then: Aggregator) -> Aggregator:
     _require_rule("nnm", then)
 
     def work(given: Given) -> Aggregate:
-        apart = squared_distances(given.rows, given.lengths)
+        apart = squared_distances(given.rows)
         np.fill_diagonal(apart, -1)  # itself first
         n = apart.shape[0]
         near = np.argsort(apart, axis=1, kind="stable")[:, : n - max(0, f - given.lost)]
         mixing = np.zeros((n, n))
         np.put_along_axis(mixing, near, 1 / near.shape[1], axis=1)
-        return _then(then, Mixed(given.rows, mixing), given)
+        return Aggregate(_then(then, Mixed(given.rows, mixing), given).delta)
 
     return Aggregator(
         f"nnm(f={f}, then={then.name})", work, max(2 * f + 1, then.least), remembers=then.remembers
@@ -308,10 +313,7 @@ def bucketing(s: int, then: Aggregator, seed: int = 0) -> Aggregator:
             held = order[bucket * s : (bucket + 1) * s]
             mixing[bucket, held] = 1 / held.size
         made = _then(then, Mixed(given.rows, mixing), given)
-        scores = np.zeros(n)
-        for bucket in range(count):
-            scores[order[bucket * s : (bucket + 1) * s]] = made.scores[bucket]
-        return Aggregate(made.delta, scores)
+        return Aggregate(made.delta)
 
     return Aggregator(
         f"bucketing(s={s}, then={then.name})", work, (then.least - 1) * s + 1, remembers=then.remembers
@@ -326,8 +328,7 @@ def _require_rule(name: str, rule: object) -> None:
 def _then(inner: Aggregator, rows: Rows, given: Given, weights: Real | None = None) -> Aggregate:
     """Let the other rule go on with rows that were made of the given ones."""
     equal = np.ones(rows.shape[0]) if weights is None else weights
-    lengths = squared_lengths(rows) if inner.is_robust else equal
-    return inner.work(Given(rows, equal, given.before, lengths, given.lost))
+    return inner.work(Given(rows, equal, given.before, given.lost))
 
 
 # --- their options --------------------------------------------------------------------------------

@@ -33,21 +33,34 @@ class Scored:
     is_odd: bool
 
 
-def measure(rows: Rows, delta: Vector) -> tuple[Real, Real]:
-    """Compute ‖x_i‖ and the cosine of each row to a delta; row by row, in float64."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """How rows lie to a delta: float64[n] each."""
+
+    norms: Real
+    cosines: Real
+    distances: Real
+
+
+def measure(rows: Rows, delta: Vector) -> Measured:
+    """Measure each row against a delta; row by row, in float64."""
     own = delta.astype(np.float64)
-    length = float(np.sqrt(np.square(own).sum()))
-    norms, along = np.zeros(rows.shape[0]), np.zeros(rows.shape[0])
+    squares, along, apart = np.zeros((3, rows.shape[0]))
     for index in range(rows.shape[0]):
-        row = rows.row(index).astype(np.float64)
-        along[index] = (row * own).sum()
-        norms[index] = np.sqrt(np.square(row, out=row).sum())
-    both = norms * length
-    return norms, np.divide(along, both, out=np.zeros_like(along), where=both > 0)
+        row = rows.row(index)
+        along[index] = np.einsum("i,i->", row, own)
+        squares[index] = np.einsum("i,i->", row, row, dtype=np.float64)
+        difference = row - own
+        apart[index] = np.einsum("i,i->", difference, difference)
+    norms, length = np.sqrt(squares), np.sqrt(np.einsum("i,i->", own, own))
+    cosines = np.divide(along, norms * length, out=np.zeros_like(along), where=norms * length > 0)
+    return Measured(norms, cosines, np.sqrt(apart))
 
 
-def judge(clients: Sequence[ClientId], norms: Real, cosines: Real, scores: Real) -> tuple[Scored, ...]:
-    """Say of each update how it compares."""
+def judge(clients: Sequence[ClientId], measured: Measured, scores: Real | None) -> tuple[Scored, ...]:
+    """Say of each update how it compares; its score is its distance, where the aggregator has no other one."""
+    norms, cosines = measured.norms, measured.cosines
+    scores = measured.distances if scores is None else scores
     odd = _far_above(norms) | _far_above(scores)
     return tuple(
         Scored(client, float(norm), float(cosine), float(score), bool(is_odd))

@@ -12,22 +12,30 @@ from numpy.typing import NDArray
 from coordinator.rows import Rows, blocks
 
 Real = NDArray[np.float64]
+_LARGEST = 1e16  # of an element: sums of a block's squares are finite in float32, and so are distances
+
+
+def are_finite(rows: Rows) -> NDArray[np.bool_]:
+    """Tell which rows are finite, bool[n]; one with elements above 1e16 counts as if it were not: its square is not."""
+    finite = np.ones(rows.shape[0], bool)
+    for start, stop in blocks(rows.shape[1]):
+        finite &= (np.abs(rows.columns(start, stop)) < _LARGEST).all(axis=1)
+    return finite
 
 
 def squared_lengths(rows: Rows) -> Real:
-    """Compute ‖x_i‖²; not finite where a row is not, or has an element above 1e19."""
+    """Compute ‖x_i‖² of finite rows."""
     total = np.zeros(rows.shape[0])
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start, stop in blocks(rows.shape[1]):
-            block = rows.columns(start, stop)
-            total += np.einsum("ij,ij->i", block, block)
+    for start, stop in blocks(rows.shape[1]):
+        block = rows.columns(start, stop)
+        total += np.einsum("ij,ij->i", block, block)
     return total
 
 
-def squared_distances(rows: Rows, lengths: Real) -> Real:
-    """Compute ‖x_i − x_j‖², at least 0, with zeros on the diagonal. All rows are finite; `lengths` are squared ones."""
+def squared_distances(rows: Rows) -> Real:
+    """Compute ‖x_i − x_j‖² of finite rows, at least 0, with zeros on the diagonal."""
     n = rows.shape[0]
-    gram = np.zeros((n, n))
+    lengths, gram = squared_lengths(rows), np.zeros((n, n))
     middle = int(np.argsort(lengths, kind="stable")[(n - 1) // 2])
     for start, stop in blocks(rows.shape[1]):
         block = rows.columns(start, stop)

@@ -89,8 +89,8 @@ class GlobalModel:
         self.vector, self._memory, self.manifest = merged.model, merged.memory, manifest
         self._had.add(self.digest)
         rows = Spooled([one.delta for one in contributions], self.schema.elements)
-        norms, cosines = anomaly.measure(rows, merged.delta)
-        self.scored = anomaly.judge([one.update.client for one in counted], norms, cosines, merged.scores)
+        measured = anomaly.measure(rows, merged.delta)
+        self.scored = anomaly.judge([one.update.client for one in counted], measured, merged.scores)
         return ""
 
     def _delta(self, update: Update) -> Vector:

@@ -103,15 +103,16 @@ class Mixed:
 
     def __init__(self, rows: Rows, mixing: NDArray[np.float64]) -> None:
         self.shape = (mixing.shape[0], rows.shape[1])
-        self._rows, self._mixing, self._single = rows, mixing, mixing.astype(np.float32)
+        self.rows, self.mixing = rows, mixing
+        self._single = mixing.astype(np.float32)
 
     def row(self, index: int) -> Vector:
         """Give one row."""
-        return weighted_sum(self._rows, self._mixing[index]).astype(np.float32)
+        return weighted_sum(self.rows, self.mixing[index]).astype(np.float32)
 
     def columns(self, start: int, stop: int) -> Matrix:
         """Give these columns."""
-        return self._single @ self._rows.columns(start, stop)
+        return self._single @ self.rows.columns(start, stop)
 
 
 class Scaled:
@@ -145,6 +146,8 @@ def weighted_sum(rows: Rows, weights: NDArray[np.float64]) -> NDArray[np.float64
 
     Not by BLAS, whose order of summation depends on the processor: an audit makes the same model elsewhere.
     """
+    if isinstance(rows, Mixed):
+        return weighted_sum(rows.rows, weights @ rows.mixing)
     total = np.zeros(rows.shape[1])
     for index in np.flatnonzero(weights):
         add_scaled(total, rows.row(int(index)), float(weights[index]))

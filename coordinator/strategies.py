@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common import limits, plugins
 from common.errors import ConfigError, UsageError
@@ -25,6 +24,7 @@ from common.tensors import Vector
 from coordinator import aggregators, optimizers
 from coordinator.aggregator import Aggregator
 from coordinator.aggregators import mean
+from coordinator.distances import Real
 from coordinator.optimizers import Memory, Step, sgd
 from coordinator.rows import Spooled
 
@@ -145,7 +145,7 @@ class Merged:
     model: Vector
     memory: Memory
     delta: Vector
-    scores: NDArray[np.float64]  # by the aggregator's own measure, one for each contribution
+    scores: Real | None  # by the aggregator's own measure, one for each contribution
 
 
 def merge(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from common.errors import ConfigError, UsageError
-from coordinator.aggregator import Aggregator
+from coordinator.aggregator import Aggregate, Aggregator
 from coordinator.aggregators import (
     AGGREGATORS,
     bucketing,
@@ -187,9 +187,10 @@ def test_buckets_hold_every_row_once(seed, s):
     heavy = bucketing(s, mean(), seed=seed)(rows)  # a mean of means, the last of fewer
     if 9 % s == 0:
         assert heavy == pytest.approx(rows.mean(0), abs=1e-5)
-    judged = bucketing(s, median(), seed=seed).judge(rows)
-    sizes = sorted(np.unique(judged.scores, return_counts=True)[1])
-    assert sizes == sorted(counts)  # rows of one bucket score alike
+    seen = bucketing(
+        s, Aggregator("seen", lambda given: Aggregate(np.array(given.rows.shape, np.float32))), seed
+    )
+    assert seen(rows)[0] == len(counts)
 
 
 def test_buckets_are_drawn_again_by_an_audit_and_otherwise_by_another_seed():
@@ -228,7 +229,8 @@ def test_the_order_of_rows_does_not_matter_but_for_rounding(name, seed):
     order = np.random.default_rng(seed).permutation(len(rows))
     one, other = ALL[name].judge(rows), ALL[name].judge(rows[order])
     assert one.delta == pytest.approx(other.delta, abs=1e-4)
-    assert one.scores[order] == pytest.approx(other.scores, rel=1e-3, abs=1e-4)
+    if one.scores is not None:
+        assert one.scores[order] == pytest.approx(other.scores, rel=1e-3, abs=1e-4)
 
 
 @given(st.sampled_from(sorted(ALL.keys() - {"norm_clip", "centered_clipping"})), st.integers(0, 2**32))
@@ -290,7 +292,7 @@ def test_a_few_bad_rows_cannot_move_the_result_beyond_the_honest_ones(name, seed
     reach = np.sqrt(apart(honest).max())
     assert np.linalg.norm(judged.delta - honest.mean(0)) <= reach
     lost = [not np.isfinite(rows[i]).all() for i in order]
-    assert np.isinf(judged.scores[lost]).all()
+    assert judged.scores is None or np.isinf(judged.scores[lost]).all()
 
 
 def test_the_mean_is_moved_by_one_bad_row():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.ids import ClientId
-from coordinator.anomaly import Quarantine, Scored, judge, measure
+from coordinator.anomaly import Measured, Quarantine, Scored, judge, measure
 from coordinator.rows import Array
 
 NAMES = tuple(ClientId(f"c{number}") for number in range(10))
@@ -16,7 +16,8 @@ def scored(scores, norms=None):
     """A round in which clients had these scores."""
     scores = np.array(scores, float)
     norms = np.ones(len(scores)) if norms is None else np.array(norms, float)
-    return judge(NAMES[: len(scores)], norms, np.zeros(len(scores)), scores)
+    measured = Measured(norms, np.zeros(len(scores)), np.ones(len(scores)))
+    return judge(NAMES[: len(scores)], measured, scores)
 
 
 def odd(judged):
@@ -28,11 +29,12 @@ def test_lengths_and_cosines(seed):
     rng = np.random.default_rng(seed)
     rows, delta = rng.normal(size=(4, 5)).astype(np.float32), rng.normal(size=5).astype(np.float32)
     rows[2] = 0
-    norms, cosines = measure(Array(rows), delta)
-    assert norms == pytest.approx(np.linalg.norm(rows, axis=1), rel=1e-5)
+    found = measure(Array(rows), delta)
+    assert found.distances == pytest.approx(np.linalg.norm(rows - delta, axis=1), rel=1e-5)
+    assert found.norms == pytest.approx(np.linalg.norm(rows, axis=1), rel=1e-5)
     expected = [row @ delta / np.linalg.norm(row) / np.linalg.norm(delta) if row.any() else 0 for row in rows]
-    assert cosines == pytest.approx(expected, abs=1e-5)
-    assert not measure(Array(rows), np.zeros(5, np.float32))[1].any()
+    assert found.cosines == pytest.approx(expected, abs=1e-5)
+    assert not measure(Array(rows), np.zeros(5, np.float32)).cosines.any()
 
 
 def test_one_that_is_far_from_the_others_stands_out():
@@ -75,3 +77,10 @@ def test_two_at_once_are_sorted_and_a_client_with_two_updates_counts_once():
 
 def test_without_strikes_nobody_is_excluded():
     assert rounds(Quarantine(0), "aB", "aB", "aB") == ["", "", ""]
+
+
+def test_where_the_aggregator_has_no_score_the_distance_is_one():
+    measured = Measured(np.ones(5), np.ones(5), np.array([1, 1, 1, 1, 50.0]))
+    judged = judge(NAMES[:5], measured, None)
+    assert odd(judged) == {"c4"}
+    assert judged[4].score == 50
