@@ -403,9 +403,9 @@ def _vouch(  # noqa: PLR0917 - all of a certificate
     hosts: Sequence[str] = (),
 ) -> x509.Certificate:
     if not certificates.may_be_called(role, name):
-        raise ConfigError(f"no {role} can be called {name!r}")
+        raise ConfigError(f"{role.with_article} cannot be called {name!r}")
     if hosts and role is not Role.BROKER:
-        raise ConfigError(f"only a broker's certificate names hosts, none for the role {role}")
+        raise ConfigError(f"only a broker's certificate names hosts, not that of {role.with_article}")
     root, key = read_root(directory), _root_key(directory, passphrase)
     made = certificates.make(root, key, public, role=role, name=name, now=datetime.now(UTC), hosts=hosts)
     Register(directory).add(root, made)  # before anybody has it, so that it can be revoked

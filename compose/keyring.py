@@ -159,7 +159,8 @@ def _require_key(settings: Settings, role: Role, name: str) -> None:
     if identity.holds_key(directory, role, name):
         return
     advice = "Run this where it is; `fedmq keys show` lists what is here."
-    if any((one.role, one.name) == (role, name) for one in Register(directory).all()):
+    is_known = any((one.role, one.name) == (role, name) for one in Register(directory).all())
+    if is_known and role not in {Role.COORDINATOR, Role.BROKER}:  # those nobody can invite
         advice = (
             "It was made on another machine, and never leaves that. For a new key run "
             f"`fedmq pair invite --replace --role {role} --name {name}` here, and `fedmq pair join CODE` there."
