@@ -20,6 +20,7 @@ from common.messages import (
     Answer,
     Exclude,
     ModelLine,
+    Presence,
     Reason,
     Refusal,
     RoundState,
@@ -445,6 +446,23 @@ def test_who_is_waited_for_is_told_and_the_excluded_are_not_among_them(lab):
         states = [line for line in operator.lines if isinstance(line, RoundState)]
         assert {state.needed for state in states if state.phase == "gathering"} == {2}
         assert {state.needed for state in states if state.phase != "gathering"} == {0}
+
+    in_the_lab(story)
+
+
+def test_who_is_born_after_it_was_seen_is_told_to_be_ready_too(lab):
+    async def story():
+        coordinator, operator, ghost = lab.coordinator(rounds=1), Operator(lab), Ghost(lab, "client-1")
+        async with operator.here(), ghost.bus:
+            serving = asyncio.create_task(coordinator.serve())
+            await eventually(coordinator._led.is_set)
+            await ghost.show(Kind.STATUS, ghost.voice.status(Presence.ONLINE))
+            await eventually(lambda: operator.newest(RoundState) and operator.newest(RoundState).clients == 1)
+            assert operator.newest(RoundState).ready == 0
+            await ghost.come()
+            await eventually(lambda: operator.newest(RoundState).ready == 1)
+            coordinator.leave(now=True)
+            await serving
 
     in_the_lab(story)
 

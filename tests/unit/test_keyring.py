@@ -165,6 +165,14 @@ def test_what_was_replaced_elsewhere_is_not_known_to_be_gone(settings, home):
     assert [one["private_key"] for one in certificates] == ["elsewhere", "elsewhere"]
 
 
+def test_a_key_elsewhere_is_not_gone_though_another_was_made_here(settings, home):
+    keyring.init(settings, None)
+    identity.vouch(home, Role.CLIENT, "c1", keys.generate(ED).public_key())
+    identity.issue(home, Role.CLIENT, "c1", ED)
+    _, *certificates = keyring.shown(settings, NOW)
+    assert [one["private_key"] for one in certificates] == ["elsewhere", "here"]
+
+
 def test_what_has_expired_is_not_called_valid(settings, home):
     keyring.init(settings, None)
     identity.issue(home, Role.CLIENT, "c1", ED)
@@ -326,6 +334,15 @@ def test_what_is_here_is_exported(settings, home, tmp_path):
     written = keyring.export(settings, tmp_path / "away", Role.CLIENT, "c1")
     assert [path.name for path in written] == ["client-c1.key", "client-c1.pem", "root.pem"]
     assert [path.name for path in keyring.export(settings, tmp_path / "root", None, "")] == ["root.pem"]
+
+
+def test_what_a_crash_has_left_half_done_is_here(settings, home, tmp_path):
+    keyring.init(settings, None)
+    identity.issue(home, Role.CLIENT, "c1", ED)
+    for end in ("key", "pem"):
+        (home / f"client-c1.{end}").rename(home / f"client-c1.new.{end}")
+    assert keyring.export(settings, tmp_path / "away", Role.CLIENT, "c1")
+    keyring.rotate(settings, Role.CLIENT, "c1", 1.0)
 
 
 def test_what_is_asked_of_a_federation_that_is_not_here_leaves_nothing_behind(settings, tmp_path):
