@@ -459,7 +459,7 @@ def test_who_is_born_after_it_was_seen_is_told_to_be_ready_too(lab):
             await ghost.show(Kind.STATUS, ghost.voice.status(Presence.ONLINE))
             await eventually(lambda: operator.newest(RoundState) and operator.newest(RoundState).clients == 1)
             assert operator.newest(RoundState).ready == 0
-            await ghost.come()
+            await ghost.be_born()
             await eventually(lambda: operator.newest(RoundState).ready == 1)
             coordinator.leave(now=True)
             await serving
