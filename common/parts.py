@@ -55,7 +55,7 @@ def require_keys(settings: Settings) -> None:
         others = other_federations(settings)
         raise KeysMissingError(
             f"{directory} holds no root.pem: this machine has no keys of federation {settings.federation!r}"
-            + (f". {others}" if others else "")
+            f"{'. ' if others else ''}{others}"
         )
 
 
@@ -67,7 +67,7 @@ def other_federations(settings: Settings) -> str:
     found = {path.parents[1].name for path in home.glob("*/keys/root.pem")} - {settings.federation}
     close = difflib.get_close_matches(settings.federation, sorted(found), 1)
     meant = f" Did you mean --federation {close[0]}?" if close else ""
-    return f"It has keys of: {', '.join(sorted(found))}.{meant}" if found else ""
+    return f"There are keys of: {', '.join(sorted(found))}.{meant}" if found else ""
 
 
 def passphrase(settings: Settings) -> bytes | None:

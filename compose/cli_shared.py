@@ -122,9 +122,10 @@ def need_root(settings: "Settings") -> None:
 
     directory = parts.keys_dir(settings)
     if not (directory / "root.pem").exists():
+        others = parts.other_federations(settings)
         fail(
             ConfigError(
-                f"{directory} holds no root.pem, and --resume makes none. {parts.other_federations(settings)}".strip(),
+                f"{directory} holds no root.pem, and --resume makes none{'. ' if others else ''}{others}",
                 advice="Say with --keys-dir where the keys of the run are; without --resume a new run begins.",
             )
         )

@@ -304,7 +304,7 @@ def test_a_mistyped_federation_is_noticed(empty_home):
     for verb in (("client", "--client-id", "client-1"), ("clients", "list"), ("pair", "invite")):
         code, _, said = finish(*verb, *mistyped)
         assert code == 78
-        assert "It has keys of: lab. Did you mean --federation lab?" in said
+        assert "There are keys of: lab. Did you mean --federation lab?" in said
     assert [path.name for path in (empty_home / "state" / "fedmq").iterdir()] == ["lab"]
     assert finish("client", "--client-id", "no-number", "--federation", "lab")[0] == 2
     assert finish("keys", "issue", "nobody", "x", *mistyped)[0] == 2
@@ -314,7 +314,7 @@ def test_a_mistyped_federation_is_noticed(empty_home):
     ]
     code, _, said = finish("keys", "issue", "client", "client-1", *mistyped)
     assert code == 0
-    assert "WARNING: lba is a NEW federation on this machine. It has keys of: lab. Did you mean" in said
+    assert "WARNING: lba is a NEW federation on this machine. There are keys of: lab. Did you mean" in said
 
 
 def test_verbs_of_keys_say_one_event_each(tmp_path):

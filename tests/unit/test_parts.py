@@ -91,10 +91,10 @@ def test_where_the_federation_has_no_keys_the_others_are_named_and_the_one_that_
         identity.create_root(default_keys(name), name, identity.KeyType.ED25519)
     default_keys("empty").mkdir(parents=True)
     with pytest.raises(
-        KeysMissingError, match=r"It has keys of: lab, ward\. Did you mean --federation lab\?$"
+        KeysMissingError, match=r"There are keys of: lab, ward\. Did you mean --federation lab\?$"
     ):
         parts.member(Settings(federation="lba"), Role.CLIENT, "c1")
-    with pytest.raises(KeysMissingError, match=r"It has keys of: lab, ward\.$"):
+    with pytest.raises(KeysMissingError, match=r"There are keys of: lab, ward\.$"):
         parts.require_keys(Settings(federation="hospital"))
     assert not default_keys("lba").parent.exists()
 
