@@ -225,6 +225,7 @@ def test_an_idle_client_ends_at_once_and_one_in_training_too(parts, broker):
 
 
 def test_a_state_directory_that_cannot_be_is_named(tmp_path):
+    assert finish("keys", "issue", "client", "client-1", "--key-type", "ed25519")[0] == 0
     (tmp_path / "file").touch()
     code, _, said = finish("client", "--client-id", "client-1", "--state-dir", tmp_path / "file" / "state")
     assert code == 78
