@@ -36,6 +36,7 @@ def policy_of(settings: Settings) -> BrokerPolicy:
 
 def _private(settings: Settings) -> Private:
     """Take the broker's certificate, or make it where the root's key is."""
+    parts.require_keys(settings)
     chosen, directory = settings.broker, parts.keys_dir(settings)
     passphrase = parts.passphrase(settings)
     us = identity.load(

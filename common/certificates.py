@@ -47,6 +47,11 @@ class Role(StrEnum):
     BRIDGE = "bridge"
     BROKER = "broker"
 
+    @property
+    def with_article(self) -> str:
+        """Say a client, an operator."""
+        return f"{'an' if self is Role.OPERATOR else 'a'} {self}"
+
 
 @dataclass(frozen=True, slots=True)
 class Root:

@@ -226,6 +226,12 @@ def found(directory: Path) -> tuple[tuple[Role, str], ...]:
     )
 
 
+def holds_key(directory: Path, role: Role, name: str) -> bool:
+    """Tell whether a participant's private key and certificate are here. Raises: ConfigError."""
+    _mend(directory, f"{role}-{name}")
+    return all(path(directory, f"{role}-{name}").exists() for path in (_key, _pem))
+
+
 def peer(directory: Path, role: Role, name: str) -> Peer:
     """Read what a participant's certificate here says. Raises: ConfigError."""
     path = _pem(directory, f"{role}-{name}")
@@ -399,7 +405,7 @@ def _vouch(  # noqa: PLR0917 - all of a certificate
     if not certificates.may_be_called(role, name):
         raise ConfigError(f"no {role} can be called {name!r}")
     if hosts and role is not Role.BROKER:
-        raise ConfigError(f"only a broker's certificate names hosts, not that of a {role}")
+        raise ConfigError(f"only a broker's certificate names hosts, not that of {role.with_article}")
     root, key = read_root(directory), _root_key(directory, passphrase)
     made = certificates.make(root, key, public, role=role, name=name, now=datetime.now(UTC), hosts=hosts)
     Register(directory).add(root, made)  # before anybody has it, so that it can be revoked

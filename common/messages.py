@@ -372,6 +372,8 @@ class RoundState(Message, frozen=True, kw_only=True, tag="round"):
     reported: Count = 0
     clients: Count = 0  # online
     excluded: Annotated[list[Name], Meta(max_length=limits.ARRAY_ITEMS_MAX)] = []  # by an operator
+    ready: Count = 0  # of those online: who may take part
+    needed: Count = 0  # so many must be ready before the next round; 0: nobody is waited for
 
 
 class ModelLine(Message, frozen=True, kw_only=True, tag="model"):

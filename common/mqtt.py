@@ -32,6 +32,7 @@ from common.tls import Tls
 
 _SUBSCRIPTION_REFUSED = 0x80
 _WHY = {130: "the broker sent what is not MQTT", 141: "the broker fell silent"}  # by paho's reason code
+_IF_TLS, _IF_NO_TLS = "if it wants TLS, say mqtts://", "if it speaks no TLS, say mqtt://"
 _MAY_FALL_OUT = topics.CHUNKS | {
     topics.Kind.HEARTBEAT,
     topics.Kind.METRICS,
@@ -313,7 +314,12 @@ class _Connection:
         except ssl.SSLCertVerificationError as error:
             raise _RefusedError(f"{address} is not our broker: {error.verify_message}") from None
         except ssl.SSLError as error:
-            raise _RefusedError(f"{address} and we do not agree on TLS: {error.reason}") from None
+            raise _RefusedError(
+                f"{address} and we do not agree on TLS: {error.reason}; {_IF_NO_TLS}{address}"
+            ) from None
+        except ConnectionResetError as error:
+            hint = f"; {_IF_NO_TLS}{address}" if self._tls else ""
+            raise TransportError(f"{address}: {error.strerror}{hint}") from None
         except OSError as error:
             raise TransportError(f"{address}: {error.strerror or error}") from None
         client.on_socket_close = lambda _client, _data, sock: self._unwatch(sock)
@@ -329,7 +335,8 @@ class _Connection:
         if self._welcome.done():
             self._welcome.result()
         else:
-            raise TransportError(f"{address}: {self.lost.result()}")
+            hint = "" if self._tls else f"; {_IF_TLS}{address}"
+            raise TransportError(f"{address}: {self.lost.result()}{hint}")
 
     async def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> None:
         if qos == 0:

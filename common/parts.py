@@ -1,5 +1,6 @@
 """What the coordinator and every client are put together from: identity, voice, link, store, data."""
 
+import difflib
 import json
 import secrets
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 from common import identity, tls
 from common.blobs import BlobStore
 from common.datasets import DataSpec
-from common.errors import ConfigError
+from common.errors import ConfigError, KeysMissingError
 from common.identity import Identity, KeyType, Role
 from common.ids import Boot, federation_id
 from common.ingress import Ingress
@@ -47,6 +48,28 @@ def keys_dir(settings: Settings) -> Path:
     return settings.keys_dir or default_keys(settings.federation)
 
 
+def require_keys(settings: Settings) -> None:
+    """Make sure that this machine belongs to the federation. Raises: KeysMissingError, which tells of others."""
+    directory = keys_dir(settings)
+    if not (directory / "root.pem").exists():
+        others = other_federations(settings)
+        raise KeysMissingError(
+            f"{directory} holds no root.pem: this machine has no keys of federation {settings.federation!r}"
+            f"{'. ' if others else ''}{others}"
+        )
+
+
+def other_federations(settings: Settings) -> str:
+    """Say which other federations this machine has keys of, and which may be meant; empty: there are none."""
+    if settings.keys_dir is not None:
+        return ""
+    home = default_keys(settings.federation).parents[1]
+    found = {path.parents[1].name for path in home.glob("*/keys/root.pem")} - {settings.federation}
+    close = difflib.get_close_matches(settings.federation, sorted(found), 1)
+    meant = f" Did you mean --federation {close[0]}?" if close else ""
+    return f"There are keys of: {', '.join(sorted(found))}.{meant}" if found else ""
+
+
 def passphrase(settings: Settings) -> bytes | None:
     """Read what opens private keys, if they are locked. Raises: ConfigError."""
     path = settings.passphrase_file
@@ -63,6 +86,7 @@ def passphrase(settings: Settings) -> bytes | None:
 
 def member(settings: Settings, role: Role, name: str) -> Identity:
     """Read who we are in this federation. Raises: ConfigError, also for keys of another federation."""
+    require_keys(settings)
     directory = keys_dir(settings)
     us = identity.load(directory, role, name, KeyType(settings.key_type), passphrase=passphrase(settings))
     if us.federation != settings.federation:

@@ -372,6 +372,7 @@ def start(
     command(
         load(config, **part_flags(locals()), run__num_rounds=num_rounds),
         lambda it, us: Start(command=it, certificate=us, rounds=num_rounds),
+        lambda answer: f"run {answer.run} begins",
         as_json=as_json,
     )
 
@@ -391,6 +392,7 @@ def stop(
     command(
         load(config, **part_flags(locals())),
         lambda it, us: Stop(command=it, certificate=us, now=now),
+        lambda answer: f"run {answer.run} ends {'now' if now else 'after the open round'}",
         as_json=as_json,
     )
 
@@ -412,7 +414,8 @@ def status(
     if as_json:
         print(json.dumps({"event": "status", **facts}))
     else:
-        _print_status(facts)
+        for line in operate.status_lines(facts):
+            print(escape(line))  # words of peers are among them: they must not steer a terminal
     if not picture.is_online:
         raise typer.Exit(4)
 
@@ -506,16 +509,3 @@ def main() -> None:
         app()
     except SystemExit as end:
         leave(end.code if isinstance(end.code, int) else 0)
-
-
-def _print_status(facts: dict[str, Any]) -> None:
-    from compose.wording import count
-
-    lines = [f"coordinator: {facts['coordinator']}, {facts['phase'] or 'no word of a run'}"]
-    if facts["round"]:
-        lines.append(f"run: {facts['run']}, {count(facts['rounds'], 'round')}")
-        lines.append(f"round: {facts['round']}, {facts['reported']} of {facts['cohort']} reported")
-    for name, about in facts["clients"].items():
-        lines.append(f"{name}: {about['state']}, {count(about['examples'], 'example')}, {about['model']}")
-    for line in lines:
-        print(escape(line))  # words of peers are among them: they must not steer a terminal

@@ -1,10 +1,12 @@
 """`fedmq clients`: who takes part."""
 
 import json
+import sys
 from typing import Annotated
 
 import typer
 
+from common.log import escape
 from compose.cli_keys import take_back
 from compose.cli_shared import command, errors_said, load, part_flags, run
 from compose.options import (
@@ -32,7 +34,7 @@ def clients_list(
     from compose import operate
 
     for facts in operate.clients(run(operate.look(settings))):
-        print(json.dumps({"event": "client", **facts}) if as_json else operate.client_line(facts))
+        print(json.dumps({"event": "client", **facts}) if as_json else escape(operate.client_line(facts)))
 
 
 @app.command("exclude")
@@ -45,11 +47,19 @@ def clients_exclude(
     as_json: Json = False,
 ) -> None:
     """Let a client take part no more, until it is admitted; its keys stay valid."""
+    settings, name = load(config, **part_flags(locals())), _client_name(client_id)
     from common.messages import Exclude
+    from compose import operate
 
+    stranger = operate.stranger(run(operate.look(settings)), name)
+    if stranger:
+        print(f"warning: {escape(stranger)}", file=sys.stderr)
     command(
-        load(config, **part_flags(locals())),
-        lambda it, us: Exclude(command=it, certificate=us, client=_client_name(client_id)),
+        settings,
+        lambda it, us: Exclude(command=it, certificate=us, client=name),
+        lambda _: (
+            f"{name} is excluded: nobody waits for it, and what it reports is refused, until it is admitted"
+        ),
         as_json=as_json,
     )
 
@@ -64,11 +74,13 @@ def clients_admit(
     as_json: Json = False,
 ) -> None:
     """Let a client take part again that was excluded."""
+    settings, name = load(config, **part_flags(locals())), _client_name(client_id)
     from common.messages import Admit
 
     command(
-        load(config, **part_flags(locals())),
-        lambda it, us: Admit(command=it, certificate=us, client=_client_name(client_id)),
+        settings,
+        lambda it, us: Admit(command=it, certificate=us, client=name),
+        lambda _: f"{name} is admitted: it takes part again",
         as_json=as_json,
     )
 
@@ -81,9 +93,10 @@ def clients_revoke(
     keys_dir: KeysDir = None,
     federation: Federation = None,
     config: Config = None,
+    as_json: Json = False,
 ) -> None:
     """Take a client's certificates back for good; as `fedmq keys revoke client CLIENT`."""
-    take_back(load(config, **part_flags(locals())), "client", client_id)
+    take_back(load(config, **part_flags(locals())), "client", client_id, as_json=as_json)
 
 
 def _client_name(text: str) -> str:

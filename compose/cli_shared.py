@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -19,6 +19,7 @@ from common.log import escape
 
 if TYPE_CHECKING:
     from common.ingress import Command
+    from common.messages import Answer
     from common.settings import Settings
 
 T = TypeVar("T")
@@ -100,19 +101,21 @@ def load(path: Path | None, *, quiet_level: str = "warning", **flags: object) ->
 
 
 def make_root(settings: "Settings") -> None:
-    """Make the federation's root where this machine has neither root nor keys."""
+    """Make the federation's root where this machine has neither root nor keys; warn where it has those of others."""
     from common import identity, parts
 
     directory = parts.keys_dir(settings)
-    if not (directory / "root.pem").exists():
-        with errors_said():
-            root = identity.create_root(
-                directory,
-                settings.federation,
-                identity.KeyType(settings.key_type),
-                parts.passphrase(settings),
-            )
-        print(f"made the root of federation {settings.federation}: {root.fingerprint}", file=sys.stderr)
+    if (directory / "root.pem").exists():
+        return
+    with errors_said():
+        root = identity.create_root(
+            directory, settings.federation, identity.KeyType(settings.key_type), parts.passphrase(settings)
+        )
+    print(f"made the root of federation {root.federation}: {root.fingerprint}", file=sys.stderr)
+    others = parts.other_federations(settings)
+    if others:
+        print(f"WARNING: {root.federation} is a NEW federation on this machine. {others}", file=sys.stderr)
+        print(f"If {root.federation} is a slip, stop this and delete {directory}.", file=sys.stderr)
 
 
 def need_root(settings: "Settings") -> None:
@@ -121,9 +124,10 @@ def need_root(settings: "Settings") -> None:
 
     directory = parts.keys_dir(settings)
     if not (directory / "root.pem").exists():
+        others = parts.other_federations(settings)
         fail(
             ConfigError(
-                f"{directory} holds no root.pem, and --resume makes none",
+                f"{directory} holds no root.pem, and --resume makes none{'. ' if others else ''}{others}",
                 advice="Say with --keys-dir where the keys of the run are; without --resume a new run begins.",
             )
         )
@@ -154,14 +158,27 @@ def errors_said() -> Iterator[None]:
         fail(error)
 
 
-def command(settings: "Settings", make: "Callable[[str, bytes], Command]", *, as_json: bool) -> None:
+def command(
+    settings: "Settings",
+    make: "Callable[[str, bytes], Command]",
+    words: "Callable[[Answer], str]",
+    *,
+    as_json: bool,
+) -> None:
+    """Give the coordinator a command; `words` tell people what comes of it."""
     from common.errors import CommandRefusedError
     from compose import operate
 
     answer = run(operate.command(settings, make))
     if answer.refused:
         fail(CommandRefusedError(escape(answer.refused)))
-    reporter(as_json=as_json)({"event": "command.taken", "run": answer.run})
+    tell({"event": "command.taken", "run": answer.run}, [words(answer)], as_json=as_json)
+
+
+def tell(event: dict[str, object], lines: Iterable[str], *, as_json: bool) -> None:
+    """Print what came of a verb: one event for programs, lines for people."""
+    for said in [json.dumps(event)] if as_json else map(escape, lines):
+        print(said)
 
 
 def only_json(as_json: bool) -> contextlib.AbstractContextManager[object]:

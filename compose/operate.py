@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from common import parts
 from common.bus import Arrived, LinkDown, LinkUp
@@ -28,9 +29,11 @@ from common.revocations import Revocations
 from common.settings import Settings
 from common.topics import COORDINATOR_KINDS, Kind, Topics
 from common.voice import Voice
+from compose import wording
+from compose.wording import count
 
 ANSWER_S = 15.0
-QUIET_S = 0.5  # after so long without a retained message, all of them are here
+QUIET_S = 0.5  # after so long without a topic that is new, all that is retained is here
 
 
 @dataclass(slots=True)
@@ -101,6 +104,32 @@ class Visit:
                 case _:
                     pass
 
+    async def retained(self) -> AsyncIterator[Said]:
+        """Hear what is retained, verified, until no further topic is heard of. Raises: TransportError.
+
+        Topics are counted, not messages: in a run that goes fast it is never quiet.
+        """
+        loop = asyncio.get_running_loop()
+        until, is_up, topics = loop.time() + ANSWER_S, False, set[str]()
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout_at(until):
+                    event = await self.link.next()
+                match event:
+                    case LinkUp():
+                        is_up, until = True, loop.time() + QUIET_S
+                    case LinkDown(why, _):
+                        raise TransportError(why)
+                    case Arrived(topic, payload):
+                        if is_up and topic not in topics:
+                            until = loop.time() + QUIET_S
+                        topics.add(topic)
+                        admitted = self.ingress.admit(topic, payload)
+                        if isinstance(admitted, Said):
+                            yield admitted
+        if not is_up:
+            raise TransportError(f"the broker did not answer within {ANSWER_S:g} s")
+
 
 @contextlib.asynccontextmanager
 async def visit(settings: Settings) -> AsyncIterator[Visit]:
@@ -162,26 +191,19 @@ async def publish_revocations(settings: Settings, pem: bytes) -> None:
 
 
 async def revocations(settings: Settings) -> Revocations | None:
-    """Hear which revocation list the federation has; None: none. Raises: TransportError, ConfigError."""
+    """Hear which revocation list the federation has; None: none.
+
+    Raises: TransportError, ConfigError.
+    """
     async with visit(settings) as here:
         await here.link.subscribe(here.topics.revoked)
-        until = time.monotonic() + ANSWER_S
-        with contextlib.suppress(TimeoutError):
-            while (left := until - time.monotonic()) > 0:
-                async with asyncio.timeout(left):
-                    event = await here.link.next()
-                match event:
-                    case LinkUp():
-                        until = time.monotonic() + QUIET_S
-                    case LinkDown(why, _):
-                        raise TransportError(why)
-                    case Arrived(topic, payload):
-                        here.ingress.admit(topic, payload)
+        async for _ in here.retained():
+            pass
         return here.ingress.trust.revoked
 
 
 async def look(settings: Settings) -> Picture:
-    """Read what the retained topics say."""
+    """Read what the retained topics say. Raises: TransportError, ConfigError."""
     picture = Picture()
     async with visit(settings) as here:
         kinds = tuple(kind for kind in COORDINATOR_KINDS if kind is not Kind.COORDINATOR_METRICS)
@@ -190,13 +212,8 @@ async def look(settings: Settings) -> Picture:
             here.topics.client("+", Kind.STATUS),
             here.topics.client("+", Kind.INFO),
         )
-        heard = here.heard()
-        with contextlib.suppress(TimeoutError):
-            while True:
-                async with asyncio.timeout(QUIET_S):
-                    _, said = await anext(heard)
-                if isinstance(said, Said):
-                    picture.take(said)
+        async for said in here.retained():
+            picture.take(said)
     return picture
 
 
@@ -236,9 +253,9 @@ def facts(message: Message) -> Iterator[tuple[str, object]]:
             yield name, value
 
 
-def clients(picture: Picture) -> Iterator[dict[str, object]]:
-    """Put the clients of a picture into facts for `fedmq clients list`."""
-    for name in sorted(picture.clients.keys() | picture.infos.keys()):
+def clients(picture: Picture) -> Iterator[dict[str, Any]]:
+    """Put the clients of a picture into facts for `fedmq clients list`: who was here, and who is excluded."""
+    for name in sorted(_seen(picture) | picture.excluded):
         info, status = picture.infos.get(name), picture.clients.get(name)
         yield {
             "client": name,
@@ -251,16 +268,30 @@ def clients(picture: Picture) -> Iterator[dict[str, object]]:
         }
 
 
-def client_line(facts: dict[str, object]) -> str:
-    """Put one client into a line."""
-    excluded = ", excluded" if facts["excluded"] else ""
-    return (
-        f"{facts['client']}: {facts['state']}{excluded}, {facts['examples']} examples, "
-        f"{facts['model']} on {facts['dataset']}, kid {facts['kid']}"
-    )
+def _seen(picture: Picture) -> set[str]:
+    return picture.clients.keys() | picture.infos.keys()
 
 
-def state(picture: Picture) -> dict[str, object]:
+def stranger(picture: Picture, name: str) -> str:
+    """Warn of a client that nobody has seen; empty: it was here."""
+    seen = sorted(_seen(picture))
+    there_are = f"; there are: {', '.join(seen)}" if seen else ""
+    return "" if name in seen else f"no client called {name} was here yet{there_are}"
+
+
+def client_line(facts: dict[str, Any]) -> str:
+    """Put one client into a line: what is known of it."""
+    known = [
+        facts["state"],
+        "excluded" if facts["excluded"] else None,
+        None if facts["examples"] is None else count(facts["examples"], "example"),
+        f"{facts['model']} on {facts['dataset']}" if facts["model"] else None,
+        f"kid {facts['kid']}" if facts["kid"] else None,
+    ]
+    return f"{facts['client']}: {', '.join(one for one in known if one)}"
+
+
+def state(picture: Picture) -> dict[str, Any]:
     """Put a picture into facts for `fedmq status`."""
     round_, model = picture.round, picture.model
     return {
@@ -271,13 +302,20 @@ def state(picture: Picture) -> dict[str, object]:
         "rounds": round_.rounds if round_ else None,
         "cohort": round_.cohort if round_ else None,
         "reported": round_.reported if round_ else None,
+        "ready": round_.ready if round_ else None,
+        "needed": round_.needed if round_ else None,
         "model": model.digest if model else None,
-        "clients": {
-            name: {
-                "state": status.state,
-                "examples": picture.infos[name].examples if name in picture.infos else None,
-                "model": picture.infos[name].model if name in picture.infos else None,
-            }
-            for name, status in sorted(picture.clients.items())
-        },
+        "clients": {one.pop("client"): one for one in clients(picture)},
     }
+
+
+def status_lines(facts: dict[str, Any]) -> Iterator[str]:
+    """Put what `state` tells into lines for people."""
+    yield f"coordinator: {facts['coordinator']}, {facts['phase'] or 'no word of a run'}"
+    if facts["round"]:
+        yield f"run: {facts['run']}, {count(facts['rounds'], 'round')}"
+        yield f"round: {facts['round']}, {facts['reported']} of {facts['cohort']} reported"
+    if facts["needed"]:
+        yield wording.NOTES["run.gathering"].format(clients=facts["ready"], needed=facts["needed"])
+    for name, about in facts["clients"].items():
+        yield client_line({"client": name, **about})

@@ -149,6 +149,10 @@ class BufferMachine:
             return str(RoundPhase.MERGING), len(self.merging), len(self.merging)
         return str(RoundPhase.REPORTING), self.buffer.size, len(self.shelf.taken())
 
+    def awaited(self) -> int:
+        """Tell how many clients must be here before work is given out; 0: nobody is waited for."""
+        return self.policy.wait_for if self.phase is Phase.GATHERING else 0
+
     def snapshot(self) -> Snapshot:
         """Say all that a restart needs, but for the updates. Not while a round is being recorded."""
         assert self.base is not None

@@ -264,7 +264,7 @@ class History:
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         peer = certificates.check(self._root, certificate_der, min(max(self._now, start), end))
         if peer.role is not role:
-            raise SignatureError(f"{peer.name} is a {peer.role} and no {role}")
+            raise SignatureError(f"{peer.name} is {peer.role.with_article} and no {role}")
         if not start <= self._now <= end:
             self.notes.append(
                 f"the certificate of {peer.name} is valid from {start:%Y-%m-%d} to {end:%Y-%m-%d} only"

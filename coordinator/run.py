@@ -291,6 +291,10 @@ class RunMachine:
             return str(self.phase), 0, 0
         return str(self.round.phase), len(self.round.cohort), len(self.round.taken())
 
+    def awaited(self) -> int:
+        """Tell how many clients must be here before the next round; 0: nobody is waited for."""
+        return self._needed() if self.phase is Phase.GATHERING else 0
+
     def snapshot(self) -> Snapshot:
         """Say all that a restart needs, but for the updates. Not while a round is being recorded."""
         assert self.base is not None

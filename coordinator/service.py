@@ -372,6 +372,7 @@ class Coordinator:
             del self.clients.barred[client]
         if self.clients.may_take_part(client):
             self._run_inbox.put_nowait(ClientCame(client))
+            self._crew.spawn(self._show_round())
 
     async def _withdraw(self, pem: bytes) -> None:
         """Let those take part no more whose certificates were revoked, nor what they said under them."""
@@ -708,6 +709,8 @@ class Coordinator:
             reported=reported,
             clients=len(self.clients.here),
             excluded=self.clients.excluded(),
+            ready=sum(map(self.clients.may_take_part, self.clients.here)),
+            needed=self.machine.awaited(),
         )
         await self.notices.round(state)
 

@@ -28,6 +28,8 @@ async def serve(
     Raises: FedmqError with what the operator can do about it.
     """
     me = client_id(name)
+    index = part_of(me, settings.data.num_clients) if part is None else part
+    parts.member(settings, Role.CLIENT, me)  # who does not belong here leaves no state behind
     directory = parts.state_dir(settings, Role.CLIENT, me)
     owner = f"{me} of {settings.federation}"
     with files.held(directory, owner), closing(Database(directory / outbox.FILE, outbox.TABLES)) as database:
@@ -36,7 +38,7 @@ async def serve(
             bytes_max=settings.outbox.megabytes_max * 2**20,
             age_s_max=settings.outbox.days_max * 86_400,
         )
-        trainer = _trainer(settings, me, part, threads)
+        trainer = _trainer(settings, me, index, threads)
         first, reserved = voice.reserve(kept.fact(NUMBER))
         kept.set_fact(NUMBER, reserved)
         ours = parts.assemble(settings, Role.CLIENT, me, epoch=int(kept.fact(EPOCH) or 0), first=first)
@@ -51,13 +53,12 @@ async def serve(
         await client.serve()
 
 
-def _trainer(settings: Settings, me: ClientId, part: int | None, threads: int | None) -> TorchTrainer:
+def _trainer(settings: Settings, me: ClientId, part: int, threads: int | None) -> TorchTrainer:
     import torch
 
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // 2))
     spec = parts.data_spec(settings)
-    index = part_of(me, settings.data.num_clients) if part is None else part
-    data = datasets.client_data(spec, index - 1, settings.data.num_clients, me)
+    data = datasets.client_data(spec, part - 1, settings.data.num_clients, me)
     shape, classes = datasets.describe(spec, data)
     module = models.build(settings.model.name, shape, classes, seed=settings.seed, **settings.model.options)
     return TorchTrainer(module, data, settings.training.device)

@@ -91,7 +91,9 @@ LINES = {
     ),
     "heartbeat": m.Heartbeat(boot=BOOT, sequence=3, phase="training"),
     "client-metrics": m.ClientMetrics(run=RUN, round=7, loss=0.25, seconds=1.5, examples=600),
-    "round": m.RoundState(run=RUN, round=7, rounds=10, phase="reporting", cohort=3, reported=1, clients=3),
+    "round": m.RoundState(
+        run=RUN, round=7, rounds=10, phase="reporting", cohort=3, reported=1, clients=3, ready=3
+    ),
     "model": m.ModelLine(
         run=RUN,
         round=7,

@@ -44,6 +44,7 @@ def test_start_status_config_watch_and_stop(parts, broker):
     clients = [parts("client", "--client-id", f"client-{n}", "--num-clients", "2", *linked) for n in (1, 2)]
     while {event["client"] for event in coordinator.named("client.online")} != {"client-1", "client-2"}:
         coordinator.wait_for("client.online")
+    assert "say mqtt://127.0.0.1" in finish("status", "--broker", f"mqtts://{broker}")[2]
     before = status(broker)
     assert (before["coordinator"], before["phase"]) == ("online", "idle")
     assert set(before["clients"]) == {"client-1", "client-2"}
@@ -69,6 +70,14 @@ def test_start_status_config_watch_and_stop(parts, broker):
 
     assert finish("start", "--num-rounds", "100000", *linked)[0] == 0
     coordinator.wait_for("round.finished")
+    code, shown, said = finish("clients", "exclude", "client-9", *linked)
+    assert (code, shown.startswith("client-9 is excluded: ")) == (0, True)
+    assert said == "warning: no client called client-9 was here yet; there are: client-1, client-2\n"
+    assert finish("clients", "exclude", "client-2", "--json", *linked)[2] == ""
+    shown = finish("status", *linked)[1]
+    assert "client-2: online, excluded, " in shown
+    assert "client-9: unknown, excluded" in shown
+    assert finish("clients", "admit", "client-2", *linked)[1] == "client-2 is admitted: it takes part again\n"
     assert finish("start", *linked)[0] == 6  # one run at a time
     assert finish("stop", *linked)[0] == 0
     assert coordinator.wait_for("run.finished")["why"] == "stopped"
@@ -216,6 +225,7 @@ def test_an_idle_client_ends_at_once_and_one_in_training_too(parts, broker):
 
 
 def test_a_state_directory_that_cannot_be_is_named(tmp_path):
+    assert finish("keys", "issue", "client", "client-1", "--key-type", "ed25519")[0] == 0
     (tmp_path / "file").touch()
     code, _, said = finish("client", "--client-id", "client-1", "--state-dir", tmp_path / "file" / "state")
     assert code == 78
@@ -287,6 +297,48 @@ def test_keys_of_another_federation_are_not_taken(tmp_path):
     code, _, said = finish("client", *flags)
     assert code == 78
     assert "'demo', not of 'other'" in said
+
+
+def test_a_mistyped_federation_is_noticed(empty_home):
+    assert finish("keys", "init", "--federation", "lab")[0] == 0
+    mistyped = ("--federation", "lba")
+    for verb in (("client", "--client-id", "client-1"), ("clients", "list"), ("pair", "invite")):
+        code, _, said = finish(*verb, *mistyped)
+        assert code == 78
+        assert "There are keys of: lab. Did you mean --federation lab?" in said
+    assert [path.name for path in (empty_home / "state" / "fedmq").iterdir()] == ["lab"]
+    assert finish("client", "--client-id", "no-number", "--federation", "lab")[0] == 2
+    assert finish("keys", "issue", "nobody", "x", *mistyped)[0] == 2
+    assert [path.name for path in (empty_home / "state" / "fedmq").rglob("*") if path.is_dir()] == [
+        "lab",
+        "keys",
+    ]
+    code, _, said = finish("keys", "issue", "client", "client-1", *mistyped)
+    assert code == 0
+    assert "WARNING: lba is a NEW federation on this machine. There are keys of: lab. Did you mean" in said
+
+
+def test_verbs_of_keys_say_one_event_each(tmp_path):
+    def event(*words):
+        code, shown, said = finish(*words, "--keys-dir", tmp_path / "keys", "--json")
+        assert code == 0, said
+        return json.loads(shown)
+
+    made = event("keys", "init", "--key-type", "ed25519")
+    assert (made["event"], made["federation"], made["is_new"]) == ("root.made", "demo", True)
+    issued = event("keys", "issue", "client", "c1", "--key-type", "ed25519")
+    assert (issued["event"], issued["role"], issued["name"]) == ("certificate.issued", "client", "c1")
+    exported = event("keys", "export", "client", "c1", "--to", tmp_path / "away")
+    assert exported["event"] == "keys.exported"
+    assert {Path(path).name for path in exported["files"]} == {"client-c1.key", "client-c1.pem", "root.pem"}
+    assert exported["fingerprint"] == made["fingerprint"]
+    replaced = event("keys", "rotate", "client", "c1")
+    assert (replaced["event"], replaced["name"]) == ("certificate.replaced", "c1")
+    nowhere = ("--broker", f"127.0.0.1:{free_port()}")
+    for verb in (("keys", "revoke", "client"), ("clients", "revoke")):
+        revoked = event(*verb, "c1", *nowhere)
+        assert (revoked["event"], revoked["name"], revoked["told"]) == ("certificate.revoked", "c1", False)
+        assert "refused" in revoked["why"]
 
 
 def test_keys_for_another_machine_are_three_files(tmp_path):

@@ -96,6 +96,7 @@ def test_a_coordinator_that_is_told_twice_or_terminated_leaves_its_run(parts, tm
     port = free_port()
     linked = ("--broker", f"127.0.0.1:{port}", "--num-clients", "1")
     parts("broker", "--port", port).wait_for("broker.listening")
+    assert finish("keys", "issue", "client", "client-1")[0] == 0
     parts("client", "--client-id", "client-1", *linked)
     flags = ("--state-dir", tmp_path, "--num-rounds", "3", "--local-epochs", "200", *linked)
     coordinator = parts("coordinator", *flags)

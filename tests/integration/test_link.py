@@ -1,14 +1,16 @@
 """The link against brokers that are not there, not willing, not listening, or not the only one."""
 
 import asyncio
+import contextlib
 import socket
+import struct
 import time
 from contextlib import suppress
 
 import pytest
 
 from broker.engine import BrokerPolicy, running
-from common import limits
+from common import limits, tls
 from common.bus import Arrived, LinkDown, LinkUp
 from common.errors import ConfigError, TransportError
 from common.ids import ClientId, FederationId
@@ -83,6 +85,49 @@ def test_it_says_why_it_cannot_connect_and_tries_the_next_address():
             assert "refused" in (await link.next()).why
             assert "not known to DNS" in (await link.next()).why
             assert await link.next() == LinkUp(1)
+
+    run(test)
+
+
+@contextlib.asynccontextmanager
+async def one_who_hangs_up(*, rudely):
+    """Listen, and hang up on whatever was said first."""
+
+    async def serve(reader, writer):
+        await reader.read(1)
+        if rudely:  # a reset, no end
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket")  # paho drops it where TLS fails
+@pytest.mark.parametrize("rudely", [False, True])
+@pytest.mark.parametrize(
+    ("spoken", "hint"),
+    [
+        (None, "if it wants TLS, say mqtts://127.0.0.1:{}"),
+        (tls.pinned(bytes(32)), "if it speaks no TLS, say mqtt://127.0.0.1:{}"),
+    ],
+)
+def test_where_a_broker_hangs_up_it_is_said_how_to_speak_with_or_without_tls(spoken, hint, rudely):
+    async def test(_broker):
+        async with one_who_hangs_up(rudely=rudely) as port:
+            async with MqttLink([Address("127.0.0.1", port, tls=bool(spoken))], "a", tls=spoken) as link:
+                down = await until(link, LinkDown)
+            assert down.why.endswith(hint.format(port))
+
+    run(test)
+
+
+def test_where_nobody_listens_tls_is_not_spoken_of():
+    async def test(_broker):
+        address = Address("127.0.0.1", nobody(), tls=True)
+        async with MqttLink([address], "a", tls=tls.pinned(bytes(32))) as link:
+            assert (await until(link, LinkDown)).why == f"{address}: Connection refused"
 
     run(test)
 

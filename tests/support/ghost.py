@@ -27,6 +27,11 @@ class Ghost:
         """Be born, and be here."""
         await self.bus.subscribe(TOPICS.coordinator(Kind.COORDINATOR_STATUS))
         await self.bus.subscribe(TOPICS.client(self.name, Kind.TASK))
+        await self.be_born()
+        await self.show(Kind.STATUS, self.voice.status(Presence.ONLINE))
+
+    async def be_born(self):
+        """Say what it trains."""
         await self.show(
             Kind.INFO,
             Info(
@@ -38,7 +43,6 @@ class Ghost:
                 schema=SCHEMA.digest,
             ),
         )
-        await self.show(Kind.STATUS, self.voice.status(Presence.ONLINE))
 
     async def hear(self, kind):
         """Wait for a message of that kind."""

@@ -17,6 +17,7 @@ from common.messages import (
     Admit,
     Exclude,
     ModelLine,
+    Presence,
     Reason,
     Refusal,
     RoundState,
@@ -373,6 +374,48 @@ def test_an_excluded_client_takes_no_part_until_it_is_admitted(lab):
     assert (first["clients"], first["refused"]) == (1, {"excluded": 1})
     assert (second["clients"], second["refused"]) == (1, {})
     assert refused(lab) == [("client-1", Reason.EXCLUDED)]
+
+
+def test_who_is_waited_for_is_told_and_the_excluded_are_not_among_them(lab):
+    async def story():
+        coordinator, operator = lab.coordinator(rounds=1), Operator(lab)
+
+        def told():
+            state = operator.newest(RoundState)
+            return state and (state.phase, state.clients, state.ready, state.needed)
+
+        async with operator.here(), served(lab.client("client-1", Adder(1))):
+            serving = asyncio.create_task(coordinator.serve())
+            await eventually(lambda: told() == ("gathering", 1, 1, 2))
+            assert await operator.tell(coordinator, Exclude, client="client-1") == ""
+            assert told() == ("gathering", 1, 0, 2)
+            assert await operator.tell(coordinator, Admit, client="client-1") == ""
+            assert told() == ("gathering", 1, 1, 2)
+            async with served(lab.client("client-2", Adder(1))):
+                assert (await serving).completed
+            await eventually(lambda: told()[0] == "over")
+        states = [line for line in operator.lines if isinstance(line, RoundState)]
+        assert {state.needed for state in states if state.phase == "gathering"} == {2}
+        assert {state.needed for state in states if state.phase != "gathering"} == {0}
+
+    in_the_lab(story)
+
+
+def test_who_is_born_after_it_was_seen_is_told_to_be_ready_too(lab):
+    async def story():
+        coordinator, operator, ghost = lab.coordinator(rounds=1), Operator(lab), Ghost(lab, "client-1")
+        async with operator.here(), ghost.bus:
+            serving = asyncio.create_task(coordinator.serve())
+            await eventually(coordinator._led.is_set)
+            await ghost.show(Kind.STATUS, ghost.voice.status(Presence.ONLINE))
+            await eventually(lambda: operator.newest(RoundState) and operator.newest(RoundState).clients == 1)
+            assert operator.newest(RoundState).ready == 0
+            await ghost.be_born()
+            await eventually(lambda: operator.newest(RoundState).ready == 1)
+            coordinator.leave(now=True)
+            await serving
+
+    in_the_lab(story)
 
 
 def test_what_waits_of_a_client_does_not_count_where_the_coordinator_died_as_it_excluded_it(lab):

@@ -122,10 +122,13 @@ def resumed(
 def test_a_run_waits_for_its_clients_then_asks_all_of_them():
     machine = BufferMachine(RunPolicy(seed=0, wait_for=2), BufferPolicy(2))
     assert machine.handle(ClientCame(A), 0) == ()
+    assert machine.awaited() == 0
     assert said(machine.handle(Started(BASE, 1), 0)) == [Gather(here=1, needed=2)]
+    assert machine.awaited() == 2
     assert machine.snapshot().first
     assert machine.wake_at() is None
     effects = machine.handle(ClientCame(B), 1)
+    assert machine.awaited() == 0
     assert isinstance(effects[0], Remember)  # before anybody is asked
     assert effects[0].snapshot.releases[0].asked == {A, B}
     assert not effects[0].snapshot.first

@@ -207,6 +207,19 @@ def test_a_role_and_a_name_must_fit(home, role, name):
         TrustStore(root).admit(forged)
 
 
+def test_an_operator_is_an_operator(home):
+    with pytest.raises(ConfigError, match=r"no operator can be called 'op'"):
+        issued(home, Role.OPERATOR, "op")
+    assert {role.with_article for role in Role} == {
+        "a coordinator",
+        "a client",
+        "an operator",
+        "a dashboard",
+        "a bridge",
+        "a broker",
+    }
+
+
 def test_a_certificate_of_another_root_or_federation_is_refused():
     root_key, root = authority()
     public = keys.generate(KeyType.ED25519).public_key()

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from common import identity, parts
-from common.errors import ConfigError, RevokedError
+from common.errors import ConfigError, KeysMissingError, RevokedError
 from common.identity import Role
-from common.settings import Settings
+from common.settings import Settings, default_keys
 from support.federation import member, root
 
 
@@ -81,3 +81,26 @@ def test_keys_of_another_federation_are_not_ours(settings):
     other = settings.model_copy(update={"federation": "other"})
     with pytest.raises(ConfigError, match="holds keys of federation 'lab', not of 'other'"):
         parts.member(other, Role.CLIENT, "c1")
+
+
+def test_where_the_federation_has_no_keys_the_others_are_named_and_the_one_that_may_be_meant():
+    with pytest.raises(KeysMissingError, match=r"has no keys of federation 'lba'$") as alone:
+        parts.member(Settings(federation="lba"), Role.CLIENT, "c1")
+    assert "`fedmq pair join CODE`" in alone.value.advice
+    for name in ("lab", "ward"):
+        identity.create_root(default_keys(name), name, identity.KeyType.ED25519)
+    default_keys("empty").mkdir(parents=True)
+    with pytest.raises(
+        KeysMissingError, match=r"There are keys of: lab, ward\. Did you mean --federation lab\?$"
+    ):
+        parts.member(Settings(federation="lba"), Role.CLIENT, "c1")
+    with pytest.raises(KeysMissingError, match=r"There are keys of: lab, ward\.$"):
+        parts.require_keys(Settings(federation="hospital"))
+    assert not default_keys("lba").parent.exists()
+
+
+def test_who_says_where_the_keys_are_is_not_told_of_other_places(tmp_path):
+    identity.create_root(default_keys("lab"), "lab", identity.KeyType.ED25519)
+    with pytest.raises(KeysMissingError, match=r"has no keys of federation 'lba'$"):
+        parts.require_keys(Settings(federation="lba", keys_dir=tmp_path))
+    assert parts.other_federations(Settings(federation="lab")) == ""

@@ -87,9 +87,12 @@ def play(machine: Run, at: float) -> tuple[object, ...]:
 
 def test_a_run_waits_for_its_clients_then_opens_a_round():
     machine = Run(RunPolicy(seed=0, wait_for=2))
+    assert machine.awaited() == 0
     assert machine.handle(Started(BASE, 1), 0) == (Gather(here=0, needed=2),)
     assert machine.handle(ClientCame(A), 1) == ()
+    assert machine.awaited() == 2
     effects = machine.handle(ClientCame(B), 2)
+    assert machine.awaited() == 0
     assert effects == (OpenRound(1, BASE, (A, B), 600.0), Assign(A), Assign(B))
 
 
