@@ -154,6 +154,10 @@ class Run(Group):
         le=100_000,
         description="clients asked in a round, buffered at work at once; unset: all that are online",
     )
+    selection: str = Field(
+        default="uniform",
+        description="who is asked where a cohort is smaller: a built-in name or package.module:attribute",
+    )
     quorum_share: float = Field(
         default=0.5, gt=0, le=1, description="share of the cohort that must report by the deadline"
     )

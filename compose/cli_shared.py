@@ -50,6 +50,7 @@ def training_flags(given: dict[str, Any]) -> dict[str, Any]:
         "codec": "run__codec",
         "quarantine": "run__quarantine",
         "cohort_size": "run__cohort_size",
+        "selection": "run__selection",
         "quorum_share": "run__quorum_share",
         "patience": "run__patience",
         "keep_updates": "run__keep_updates",

@@ -54,6 +54,10 @@ Quarantine = Annotated[
     int | None, typer.Option(help="Exclude a client that stands out in so many rounds in a row.")
 ]
 CohortSize = Annotated[int | None, typer.Option(help="Clients asked in a round; all if not given.")]
+SelectionOption = Annotated[
+    str | None,
+    typer.Option("--selection", help="uniform, by_examples, power_of_choice, fair, or MODULE:NAME."),
+]
 QuorumShare = Annotated[float | None, typer.Option(help="Share of the cohort that must report.")]
 Patience = Annotated[float | None, typer.Option(help="Deadline of a round, as a multiple of observed times.")]
 WaitFor = Annotated[

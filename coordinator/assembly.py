@@ -16,7 +16,7 @@ from common.messages import Plan
 from common.revocations import Revocations
 from common.settings import Settings
 from common.tensors import Vector
-from coordinator import resuming, strategies
+from coordinator import cohort, resuming, strategies
 from coordinator.aggregator import Aggregator
 from coordinator.archive import Archive, Terms, mend
 from coordinator.buffer import BufferPolicy
@@ -171,6 +171,7 @@ def run_policy(settings: Settings) -> RunPolicy:
         patience=run.patience,
         first_deadline_s=run.first_round_s,
         late=Late(run.late),
+        selection=cohort.resolve(run.selection),
     )
 
 

@@ -25,7 +25,7 @@ from common.ids import ClientId, Digest
 from common.limits import STALENESS_MAX
 from common.machine import Seconds, Tick
 from common.messages import Reason
-from coordinator import cohort
+from coordinator.cohort import Draws
 from coordinator.round import (
     Assign,
     ClientCame,
@@ -104,6 +104,7 @@ class BufferMachine:
     releases: dict[Digest, Release] = field(default_factory=dict)  # the newest STALENESS_MAX + 1
     answers: dict[Digest, dict[ClientId, Answer]] = field(default_factory=dict)  # to each of these releases
     shelf: Shelf = field(init=False)
+    draws: Draws = field(init=False)
     merging: tuple[Offered, ...] = ()  # in order
     expelled: dict[ClientId, Reason] = field(default_factory=dict)  # while its update was being merged
     refusals: dict[ClientId, Reason] = field(default_factory=dict)  # since the last round ended
@@ -119,6 +120,7 @@ class BufferMachine:
 
     def __post_init__(self) -> None:
         """Let the shelf know what is late: what does not start from the current version."""
+        self.draws = Draws(self.policy.selection, self.policy.seed)
         self.shelf = Shelf(self.buffer.per_client, lambda offer: self._staleness(offer) > 0)
 
     def handle(self, event: RunEvent, now: Seconds) -> tuple[RunEffect, ...]:
@@ -168,6 +170,7 @@ class BufferMachine:
             last_why=self.last_why,
             releases=tuple(self.releases.values()),
             merging=tuple((offer.client, offer.update.base) for offer in self.merging),
+            records=dict(self.draws.records),
         )
 
     def _handle(self, event: RunEvent, now: Seconds) -> Effects:  # noqa: C901, PLR0912 - one branch an event
@@ -251,6 +254,7 @@ class BufferMachine:
         if was.phase is not Phase.GATHERING:  # else they are waited for anew
             self.here |= set(event.here)
         self.releases = {release.base: release for release in was.releases}
+        self.draws.records = dict(was.records)
         self.answers = {base: {} for base in self.releases}
         self._restock(event)
         if was.phase is Phase.ROUND:
@@ -350,12 +354,13 @@ class BufferMachine:
             ready &= self.releases[self.base].asked
         size = self.policy.cohort_size
         free = None if size is None else max(0, size - len(self.at_work))
-        return cohort.draw(ready, free, seed=self.policy.seed, number=self.number)
+        return self.draws.draw(ready, free, self.number)
 
     def _ask(self, chosen: tuple[ClientId, ...], now: Seconds) -> None:
         assert self.base is not None
         release = self.releases[self.base]
         self.releases[self.base] = replace(release, asked=release.asked.union(chosen))
+        self.draws.asked(chosen)
         for client in chosen:
             self.at_work[client] = Work(self.base, now)
 
@@ -426,6 +431,7 @@ class BufferMachine:
         assert base is not None
         self.phase, self.merging = Phase.EVALUATING, ()
         self.expelled.clear()
+        self.draws.learn(one.update for one in counted)
         refusals, self.refusals = tuple(sorted(self.refusals.items())), {}
         why = "" if committed else self.last_why
         yield CloseRound(

@@ -26,6 +26,7 @@ from common.limits import STALENESS_MAX
 from common.machine import Seconds, Tick
 from common.messages import Reason
 from coordinator import cohort
+from coordinator.cohort import Draws, Record, Selection
 from coordinator.round import (
     Assign,
     Begun,
@@ -107,6 +108,7 @@ class Snapshot:
     cohort: tuple[ClientId, ...] = ()  # of the open round, as are those below
     policy: RoundPolicy | None = None
     merging: tuple[tuple[ClientId, str], ...] = ()  # by client and base, once the merge has begun
+    records: dict[ClientId, Record] = field(default_factory=dict)  # what was seen of clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +230,7 @@ class RunPolicy:
     patience: float = 3.0  # a deadline is so many times the slowest answer of the last round
     first_deadline_s: Seconds = 600.0
     late: Late = Late.BUFFER
+    selection: Selection = field(default_factory=cohort.uniform)  # of a cohort
 
     def quorum(self, asked: int) -> int:
         """Say how many of so many are enough."""
@@ -263,6 +266,11 @@ class RunMachine:
     slowest_s: Seconds | None = None  # answer in the last round, or in an earlier one if somebody missed it
     last_why: str = ""
     cut_off_at: Seconds | None = None  # when our own link went down
+    draws: Draws = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with no record of anybody."""
+        self.draws = Draws(self.policy.selection, self.policy.seed)
 
     def handle(self, event: RunEvent, now: Seconds) -> tuple[RunEffect, ...]:
         """Take in what happened; say what is to be done, in order."""
@@ -313,6 +321,7 @@ class RunMachine:
             cohort=open_.cohort if open_ else (),
             policy=open_.policy if open_ else None,
             merging=tuple((offer.client, offer.update.base) for offer in self.merging),
+            records=dict(self.draws.records),
         )
 
     def _handle(self, event: RunEvent, now: Seconds) -> Effects:
@@ -391,6 +400,7 @@ class RunMachine:
             was.last_why,
         )
         self.releases = {release.base: release for release in was.releases}
+        self.draws.records = dict(was.records)
         if was.phase is not Phase.GATHERING:  # else they are waited for anew
             self.here |= set(event.here)
         self.spent = dict(event.refused)
@@ -508,12 +518,12 @@ class RunMachine:
         """Draw a cohort; who has answered from this base already is in it with that answer, and not asked again."""
         answered = {entry.offer.client: entry for entry in self.shelf.adopt(base)}
         size = self.policy.cohort_size
-        others = cohort.draw(
+        others = self.draws.draw(
             self.here - answered.keys(),
             None if size is None else max(0, size - len(answered)),
-            seed=self.policy.seed,
-            number=self.number,
+            self.number,
         )
+        self.draws.asked(others)
         asked = tuple(sorted({*others, *answered}))
         policy = RoundPolicy(
             quorum=self.policy.quorum(len(asked)), deadline_s=self.policy.deadline_s(self.slowest_s)
@@ -585,6 +595,7 @@ class RunMachine:
                     self.shelf.keep(offer, taken=True)
         self.phase, self.merging = Phase.EVALUATING, ()
         self.expelled.clear()
+        self.draws.learn(one.update for one in counted)
         yield CloseRound(
             self.number,
             close.committed,

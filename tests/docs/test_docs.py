@@ -18,6 +18,7 @@ from common.settings import NAMES, Settings, load, values
 from compose import demo
 from compose.cli import app
 from coordinator.aggregators import AGGREGATORS
+from coordinator.cohort import SELECTIONS
 from coordinator.notices import SUMMARIES_KEPT
 from coordinator.round import MOVES
 from coordinator.run import ABANDONED_MAX, DEADLINE_S_MIN, LATE_PER_CLIENT_MAX
@@ -59,16 +60,16 @@ def part(text, title):
 
 def test_every_strategy_aggregator_and_codec_has_a_row():
     calls = set(re.findall(r"^\| `(\w+)[`(]", STRATEGIES_MD, re.MULTILINE))
-    assert calls == {*STRATEGIES, *AGGREGATORS}
+    assert calls == {*STRATEGIES, *AGGREGATORS, *SELECTIONS}
     rows = named(part(WIRE, "Blobs"))
     plain = {name for name in CODECS if not name.endswith("+zstd")}
     spelled_out = plain - {"eden1", "eden2", "eden3", "eden4"}
     assert rows - {"codec"} == spelled_out | {"eden1` … `eden4", "…+zstd"}
 
 
-@pytest.mark.parametrize("name", [*STRATEGIES, *AGGREGATORS])
+@pytest.mark.parametrize("name", [*STRATEGIES, *AGGREGATORS, *SELECTIONS])
 def test_the_options_in_the_table_are_those_of_the_function(name):
-    made = {**STRATEGIES, **AGGREGATORS}[name]
+    made = {**STRATEGIES, **AGGREGATORS, **SELECTIONS}[name]
     options = list(inspect.signature(made).parameters)
     shown = " ".join(
         line for line in STRATEGIES_MD.splitlines() if line.startswith((f"| `{name}`", f"| `{name}("))

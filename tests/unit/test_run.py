@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -10,7 +10,7 @@ from common.bus import LinkDown, LinkUp
 from common.ids import ClientId, Digest, sha256
 from common.machine import Tick
 from common.messages import Reason
-from coordinator import cohort
+from coordinator.cohort import fair
 from coordinator.round import (
     Assign,
     ClientCame,
@@ -322,22 +322,27 @@ def test_progress_counts_what_was_asked_and_taken():
     assert machine.progress() == ("reporting", 2, 1)
 
 
-@given(st.integers(1, 30), st.integers(0, 2**32), st.integers(1, 1000))
-def test_a_cohort_is_drawn_by_seed_and_round_alone(size, seed, number):
-    clients = [ClientId(f"c{index}") for index in range(30)]
-    drawn = cohort.draw(clients, size, seed=seed, number=number)
-    assert drawn == cohort.draw(reversed(clients), size, seed=seed, number=number)
-    assert len(set(drawn)) == size
-    assert list(drawn) == sorted(drawn)
-
-
-def test_every_client_is_drawn_about_equally_often():
-    clients = [ClientId(f"c{index}") for index in range(10)]
-    counts = dict.fromkeys(clients, 0)
-    for number in range(1000):
-        for client in cohort.draw(clients, 3, seed=1, number=number):
-            counts[client] += 1
-    assert all(240 < count < 360 for count in counts.values())  # 300 ± 4 standard deviations
+@pytest.mark.parametrize("resumes", [False, True])
+def test_rounds_show_who_was_asked_and_what_they_have_and_the_next_cohort_follows_from_it(resumes):
+    machine = Run(RunPolicy(seed=0, wait_for=2, cohort_size=1, selection=fair()))
+    machine.handle(Started(BASE, 9), 0)
+    machine.handle(ClientCame(A), 0)
+    drawn = []
+    opened = machine.handle(ClientCame(B), 0)[0]
+    for number in range(1, 5):
+        (client,) = opened.cohort
+        drawn.append(client)
+        answer(machine, client, number)
+        machine.handle(Merged(model(number)), number)
+        if resumes:
+            again = Run(machine.policy)
+            opened = again.handle(Resumed(machine.snapshot(), (), (), (), (A, B)), number)[0]
+            machine = again
+        else:
+            opened = machine.handle(Evaluated(), number)[0]
+    assert sorted(drawn[:2]) == sorted(drawn[2:]) == [A, B]
+    assert machine.draws.records[A].examples == update("a").examples
+    assert machine.draws.records[A].asked + machine.draws.records[B].asked == 5
 
 
 def test_a_late_update_counts_in_the_next_merge_with_its_staleness():
