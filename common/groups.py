@@ -154,6 +154,15 @@ class Run(Group):
         le=100_000,
         description="clients asked in a round, buffered at work at once; unset: all that are online",
     )
+    target_accuracy: float | None = Field(
+        default=None, gt=0, le=1, description="end the run early with a model of this accuracy"
+    )
+    plateau: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="end the run early after so many rounds without a better loss",
+    )
     selection: str = Field(
         default="uniform",
         description="who is asked where a cohort is smaller: a built-in name or package.module:attribute",

@@ -51,6 +51,8 @@ def training_flags(given: dict[str, Any]) -> dict[str, Any]:
         "quarantine": "run__quarantine",
         "cohort_size": "run__cohort_size",
         "selection": "run__selection",
+        "target_accuracy": "run__target_accuracy",
+        "plateau": "run__plateau",
         "quorum_share": "run__quorum_share",
         "patience": "run__patience",
         "keep_updates": "run__keep_updates",

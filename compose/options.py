@@ -54,6 +54,12 @@ Quarantine = Annotated[
     int | None, typer.Option(help="Exclude a client that stands out in so many rounds in a row.")
 ]
 CohortSize = Annotated[int | None, typer.Option(help="Clients asked in a round; all if not given.")]
+TargetAccuracy = Annotated[
+    float | None, typer.Option(help="End the run early with a model of this accuracy.")
+]
+Plateau = Annotated[
+    int | None, typer.Option(help="End the run early after so many rounds without a better loss.")
+]
 SelectionOption = Annotated[
     str | None,
     typer.Option("--selection", help="uniform, by_examples, power_of_choice, fair, or MODULE:NAME."),

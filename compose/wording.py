@@ -145,7 +145,8 @@ def _note(event: Event) -> str | None:
 def closing(event: Event, rounds: list[Event]) -> list[str]:
     """Sum a run up, and say what to try next."""
     done = f"{count(event['rounds'], 'round')} in {_fixed(event['seconds'], 1)} s"
-    ending = done if event["completed"] else f"ended after {done}: {event['why']}"
+    early = f": {event['why']}" if event["why"] else ""
+    ending = f"{done}{early}" if event["completed"] else f"ended after {done}{early}"
     return [
         ending,
         *([_learnt(rounds)] if rounds else []),

@@ -21,6 +21,7 @@ from coordinator.aggregator import Aggregator
 from coordinator.archive import Archive, Terms, mend
 from coordinator.buffer import BufferPolicy
 from coordinator.exchange import Report
+from coordinator.goals import Goal
 from coordinator.ledger import Ledger, Unfinished
 from coordinator.model import GlobalModel
 from coordinator.run import EndRun, Late, RunPolicy
@@ -220,6 +221,7 @@ def _policy(settings: Settings, *, hold: bool) -> Policy:
             seed=settings.seed,
         ),
         codec=run.codec,
+        goal=Goal(run.target_accuracy, run.plateau),
         quarantine=run.quarantine,
         hold=hold,
         config=parts.shown(settings),

@@ -181,8 +181,8 @@ class BufferMachine:
                 yield from self._resume(event, now)
             case StopAsked():
                 yield from self._stop(event, now)
-            case Evaluated():
-                yield from self._evaluated(now)
+            case Evaluated(enough):
+                yield from self._evaluated(now, enough)
             case ClientCame(client):
                 self.here.add(client)
                 self.at_work.pop(client, None)  # what it had begun may be gone
@@ -260,7 +260,7 @@ class BufferMachine:
         if was.phase is Phase.ROUND:
             yield from self._open(now)
         elif was.phase is Phase.EVALUATING:
-            yield from self._evaluated(now)
+            yield from self._evaluated(now, event.enough)
         elif was.phase is Phase.GATHERING and self.stopping:
             yield from self._end("stopped")
         elif was.phase is Phase.GATHERING:
@@ -292,11 +292,13 @@ class BufferMachine:
             else:
                 yield from self._go_on(now)
 
-    def _evaluated(self, now: Seconds) -> Effects:
+    def _evaluated(self, now: Seconds, enough: str) -> Effects:
         if self.phase is not Phase.EVALUATING:
             return
         if self.committed >= self.rounds:
             yield from self._end("")
+        elif enough:
+            yield from self._end(enough, completed=True)
         elif self.stopping:
             yield from self._end("stopped")
         elif self.abandoned_in_a_row >= ABANDONED_MAX:
@@ -306,7 +308,7 @@ class BufferMachine:
         else:
             yield from self._next(now)
 
-    def _end(self, why: str) -> Effects:
+    def _end(self, why: str, *, completed: bool = False) -> Effects:
         assert self.base is not None
         self.phase = Phase.OVER
         pending = set(self.at_work)
@@ -320,7 +322,7 @@ class BufferMachine:
         self.at_work = {}
         for client in sorted(pending):
             yield Forgo(client)
-        yield EndRun(self.base, self.committed, self.committed >= self.rounds, why)
+        yield EndRun(self.base, self.committed, completed or self.committed >= self.rounds, why)
 
     # --- its rounds -----------------------------------------------------------------------------------
 

@@ -80,6 +80,8 @@ class StopAsked:
 class Evaluated:
     """The new model was evaluated, and the round recorded."""
 
+    enough: str = ""  # why the run may end with it
+
 
 @dataclass(frozen=True, slots=True)
 class Release:
@@ -121,6 +123,7 @@ class Resumed:
     declined: tuple[tuple[ClientId, Reason], ...]  # in the open round
     here: tuple[ClientId, ...]  # when it stopped; who does not come back is declared gone in time
     stopping: bool = False  # it was told to end with its open round
+    enough: str = ""  # why it was to end with the last round that was recorded
 
 
 RunEvent = (
@@ -332,8 +335,8 @@ class RunMachine:
                 yield from self._resume(event, now)
             case StopAsked():
                 yield from self._stop(event, now)
-            case Evaluated():
-                yield from self._evaluated(now)
+            case Evaluated(enough):
+                yield from self._evaluated(now, enough)
             case ClientCame(client):
                 self.here.add(client)
                 yield from self._in_round(event, now)
@@ -410,7 +413,7 @@ class RunMachine:
             for offer in event.taken:
                 self.shelf.keep(offer, taken=True)
             if was.phase is Phase.EVALUATING:
-                yield from self._evaluated(now)
+                yield from self._evaluated(now, event.enough)
             elif was.phase is Phase.GATHERING and self.stopping:
                 yield from self._end("stopped")
             elif was.phase is Phase.GATHERING:
@@ -462,7 +465,7 @@ class RunMachine:
         elif self.phase is Phase.ROUND and event.now:
             yield from self._in_round(Halted(), now)
 
-    def _end(self, why: str) -> Effects:
+    def _end(self, why: str, *, completed: bool = False) -> Effects:
         assert self.base is not None
         self.phase = Phase.OVER
         for entry in self.shelf.clear():
@@ -470,7 +473,7 @@ class RunMachine:
                 yield Revoke(entry.offer, Reason.RUN_OVER)
             else:
                 yield Forgo(entry.offer.client)
-        yield EndRun(self.base, self.committed, self.committed >= self.rounds, why)
+        yield EndRun(self.base, self.committed, completed or self.committed >= self.rounds, why)
 
     def _expelled(self, event: Expelled) -> Effects:
         """Let nothing of a client count any more, but for what is being merged, if a model comes of that."""
@@ -617,11 +620,13 @@ class RunMachine:
         for base in set(old) - self.shelf.bases():  # what waits has to be told its staleness
             del self.releases[base]
 
-    def _evaluated(self, now: Seconds) -> Effects:
+    def _evaluated(self, now: Seconds, enough: str) -> Effects:
         if self.phase is not Phase.EVALUATING:
             return
         if self.committed >= self.rounds:
             yield from self._end("")
+        elif enough:
+            yield from self._end(enough, completed=True)
         elif self.stopping:
             yield from self._end("stopped")
         elif self.abandoned_in_a_row >= ABANDONED_MAX:

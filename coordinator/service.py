@@ -71,6 +71,7 @@ from coordinator.buffer import BufferMachine, BufferPolicy
 from coordinator.claim import Claim
 from coordinator.clients import Clients
 from coordinator.exchange import Exchange, Report
+from coordinator.goals import Goal, Progress
 from coordinator.ledger import Settled, Unfinished
 from coordinator.model import GlobalModel
 from coordinator.notices import SUMMARIES_KEPT, Notices
@@ -121,6 +122,7 @@ class Policy:
     rounds: int
     plan: Plan
     codec: str
+    goal: Goal
     quarantine: int  # rounds in a row in which a client may stand out; 0: all
     hold: bool  # wait for an operator's start, and go on waiting after a run
     config: dict[str, str | int | float | bool | None]  # to be shown
@@ -154,6 +156,7 @@ class Coordinator:
         self.is_run_left = False  # to be resumed
         self._ledger = archive.ledger
         self._quarantine = Quarantine(policy.quarantine)
+        self._progress = Progress(policy.goal)
         self._unfinished, self._renewed = unfinished, renewed
         self._report = report
         self._run = RunId("none")
@@ -539,6 +542,7 @@ class Coordinator:
         self._starting = True
         self._run = RunId(f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
         self._run_began, self._run_traffic, self._last = time.monotonic(), self._traffic(), None
+        self._progress = Progress(self.policy.goal)
         self.model.forget()
         await self._durably(self.archive.begin, self._run, self.model)
         await self._durably(self.archive.write_out, self.model, None)
@@ -557,12 +561,14 @@ class Coordinator:
         self._run_began -= sum(one.seconds for one in before)
         self._run_traffic = self._run_traffic.since(results.total(before))
         self._summaries.extend(before)
+        enough = [self._progress.take(one) for one in before]
         self._last = self._summaries[-1] if self._summaries else None
         self._log("run.resumed", run=self._run, round=unfinished.number)
         if unfinished.snapshot:
             resumed = await self._durably(self.archive.resumed, unfinished, self._barred)
             here = tuple(client for client in resumed.here if self.clients.may_take_part(client))
-            self._run_inbox.put_nowait(dataclasses.replace(resumed, here=here))
+            resumed = dataclasses.replace(resumed, here=here, enough=enough[-1] if enough else "")
+            self._run_inbox.put_nowait(resumed)
         else:
             self._run_inbox.put_nowait(Started(self.model.digest, self.policy.rounds))
             if unfinished.stopping:
@@ -620,7 +626,7 @@ class Coordinator:
         merged = {Digest(one.update.delta.digest) for one in closed.updates}
         await self.exchange.discard(*merged, *self._remembered)
         self._remembered = self.model.memory
-        self._run_inbox.put_nowait(Evaluated())
+        self._run_inbox.put_nowait(Evaluated(self._progress.take(summary)))
 
     async def _compare(self, number: int) -> None:
         """Say how the round's updates compared, and exclude who has stood out too often."""

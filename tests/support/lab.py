@@ -20,6 +20,7 @@ from common.voice import Voice
 from compose import wording
 from coordinator import strategies
 from coordinator.archive import Archive, Terms
+from coordinator.goals import Goal
 from coordinator.ledger import Ledger
 from coordinator.model import GlobalModel
 from coordinator.run import RunPolicy
@@ -51,6 +52,9 @@ class FragileBus(MemoryBus):
         await super().publish(topic, payload, qos=qos, retain=retain)
 
 
+NO_GOAL = Goal()
+
+
 class Lab:
     """A federation in one process, with what its coordinator reported."""
 
@@ -80,6 +84,7 @@ class Lab:
         codec="none",
         strategy="fedavg",
         quarantine=0,
+        goal=NO_GOAL,
         kind=Coordinator,
         **policy,
     ):
@@ -91,6 +96,7 @@ class Lab:
             rounds=rounds,
             plan=Plan(),
             codec=codec,
+            goal=goal,
             quarantine=quarantine,
             hold=False,
             config={},

@@ -400,6 +400,15 @@ def test_below_the_least_the_deadline_moves_on_and_the_least_is_merged_as_soon_a
     assert isinstance(deliver(machine, made("b"), 31)[-1], Merge)
 
 
+def test_a_run_ends_complete_where_its_model_is_good_enough():
+    machine = machine_of("ab")
+    deliver(machine, made("a"))
+    deliver(machine, made("b"))
+    machine.handle(Merged(model(1)), 2)
+    effects = machine.handle(Evaluated("good enough"), 3)
+    assert effects[-1] == EndRun(model(1), 1, completed=True, why="good enough")
+
+
 def test_no_deadline_passes_while_our_own_link_is_down():
     machine = machine_of("ab", first_deadline_s=60)
     machine.handle(LinkDown("broken", 1.0), 20)

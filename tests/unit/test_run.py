@@ -488,6 +488,17 @@ def test_a_second_run_asks_who_was_refused_in_the_first():
     assert [effect for effect in effects if isinstance(effect, Assign)] == [Assign(A), Assign(B)]
 
 
+def test_a_run_ends_complete_where_its_model_is_good_enough():
+    machine = run_of(rounds=9)
+    play(machine, 2)
+    snapshot = machine.snapshot()
+    end = EndRun(model(1), 1, completed=True, why="the accuracy 0.9 is reached")
+    assert machine.handle(Evaluated("the accuracy 0.9 is reached"), 3) == (end,)
+    again = Run(machine.policy)
+    event = Resumed(snapshot, (), (), (), (A, B), enough="the accuracy 0.9 is reached")
+    assert again.handle(event, 100) == (end,)
+
+
 def test_a_run_that_was_told_to_stop_stops_with_the_round_that_it_is_resumed_in():
     again, _ = resumed(run_of(), stopping=True)
     play(again, 101)
