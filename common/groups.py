@@ -229,8 +229,6 @@ class Run(Group):
 
     @model_validator(mode="after")
     def _agree(self) -> "Run":
-        if self.mode == "buffered" and self.late == "refuse":
-            raise ValueError("in the buffered mode late updates always count: leave out late = refuse")
         for name in ("buffer_size", "buffer_min", "buffer_per_client") if self.mode == "sync" else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is for the buffered mode: leave it out, or choose mode = buffered")

@@ -20,6 +20,7 @@ from coordinator import cohort, resuming, strategies
 from coordinator.aggregator import Aggregator
 from coordinator.archive import Archive, Terms, mend
 from coordinator.buffer import BufferPolicy
+from coordinator.compatibility import validate_config
 from coordinator.exchange import Report
 from coordinator.goals import Goal
 from coordinator.ledger import Ledger, Unfinished
@@ -93,6 +94,7 @@ def assembled(
 
     torch.set_num_threads(os.cpu_count() or 1)
     strategy = strategies.resolve(settings.run.effective_strategy)
+    validate_config(settings, strategy)
     require_enough(strategy.combine, settings)
     spec = parts.data_spec(settings)
     shape, classes = datasets.describe(spec)

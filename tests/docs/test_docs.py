@@ -19,6 +19,7 @@ from compose import demo
 from compose.cli import app
 from coordinator.aggregators import AGGREGATORS
 from coordinator.cohort import SELECTIONS
+from coordinator.compatibility import PAIRS
 from coordinator.notices import SUMMARIES_KEPT
 from coordinator.round import MOVES
 from coordinator.run import ABANDONED_MAX, DEADLINE_S_MIN, LATE_PER_CLIENT_MAX
@@ -65,6 +66,13 @@ def test_every_strategy_aggregator_and_codec_has_a_row():
     plain = {name for name in CODECS if not name.endswith("+zstd")}
     spelled_out = plain - {"eden1", "eden2", "eden3", "eden4"}
     assert rows - {"codec"} == spelled_out | {"eden1` … `eden4", "…+zstd"}
+
+
+def test_every_pair_that_does_not_go_together_is_in_the_table():
+    rows = re.findall(
+        r"^\| (.+) \| (.+) \| (.+) \|$", part(STRATEGIES_MD, "What does not go together"), re.MULTILINE
+    )
+    assert rows == [(pair.one, pair.other, pair.why) for pair in PAIRS]
 
 
 @pytest.mark.parametrize("name", [*STRATEGIES, *AGGREGATORS, *SELECTIONS])

@@ -213,11 +213,6 @@ def test_the_strategy_goes_with_the_mode_unless_one_is_chosen():
     assert settings.load(run__mode="buffered", run__strategy="fedavg").run.effective_strategy == "fedavg"
 
 
-def test_the_buffered_mode_cannot_refuse_what_is_late():
-    with pytest.raises(ConfigError, match="late updates always count"):
-        settings.load(run__mode="buffered", run__late="refuse")
-
-
 @pytest.mark.parametrize("name", ["buffer_size", "buffer_min", "buffer_per_client"])
 def test_what_is_for_the_buffered_mode_cannot_be_set_without_it(name):
     with pytest.raises(ConfigError, match=f"{name} is for the buffered mode"):

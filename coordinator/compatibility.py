@@ -1,0 +1,78 @@
+"""Which choices do not go together: one table, asked before anything is begun.
+
+Not here: what is wrong by itself (`common.groups`, and each function's own options).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from common import plugins
+from common.compression import CODECS
+from common.errors import ConfigError
+from common.settings import Settings
+from coordinator.strategies import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a run is to be begun with."""
+
+    settings: Settings
+    strategy: Strategy
+
+    @property
+    def strategy_name(self) -> str:
+        """Name the strategy without its options."""
+        return plugins.parse(self.settings.run.effective_strategy)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two features that exclude each other, and why."""
+
+    one: str
+    other: str
+    why: str
+    advice: str
+
+
+FEATURES: Mapping[str, Callable[[Chosen], bool]] = {
+    "buffered mode": lambda it: it.settings.run.mode == "buffered",
+    "late updates refused": lambda it: it.settings.run.late == "refuse",
+    "robust aggregator": lambda it: it.strategy.combine.is_robust,
+    "sparse codec": lambda it: CODECS[it.settings.run.codec].forgets,
+    "selection": lambda it: it.settings.run.selection != "uniform",
+    "everybody asked": lambda it: it.settings.run.cohort_size is None,
+}
+
+PAIRS = (
+    Pair(
+        "buffered mode",
+        "late updates refused",
+        "there is no round in it that an update could be too late for",
+        "Leave out --late refuse.",
+    ),
+    Pair(
+        "robust aggregator",
+        "sparse codec",
+        "most places of a sparse update are nothing, and a rule that looks for the usual one finds that",
+        "Take int8 or eden2 as --codec, or mean as --aggregator.",
+    ),
+    Pair(
+        "selection",
+        "everybody asked",
+        "nobody is selected where all are asked",
+        "Give --cohort-size, or leave out --selection.",
+    ),
+)
+
+
+def validate_config(settings: Settings, strategy: Strategy) -> None:
+    """Make sure that what was chosen goes together. Raises: ConfigError, with the way out."""
+    chosen = Chosen(settings, strategy)
+    there = {name for name, is_there in FEATURES.items() if is_there(chosen)}
+    for pair in PAIRS:
+        if {pair.one, pair.other} <= there:
+            raise ConfigError(
+                f"{pair.one} and {pair.other} exclude each other: {pair.why}", advice=pair.advice
+            )
