@@ -425,11 +425,15 @@ class Inviter:
     def _withdraw(self) -> Effects:
         match self.phase:
             case Phase.CONFIRMING | Phase.ISSUING:
-                yield from self._refuse_taken(EnrolReason.GIVEN_UP, "the operator ended the pairing")
+                assert self._taken
+                is_made = self.phase is Phase.ISSUING  # what is being made cannot be stopped
+                unused = f"{self._name(self._taken)} may have a certificate now that nobody uses"
+                yield from self._refuse(self._taken, EnrolReason.GIVEN_UP, "the operator ended the pairing")
+                yield from self._end(EnrolReason.GIVEN_UP, unused if is_made else "")
             case Phase.ANSWERING:  # it was heard, or will not be
                 yield from self._end(None)
             case Phase.WAITING:
-                yield from self._end(EnrolReason.GIVEN_UP, "the operator ended the pairing")
+                yield from self._end(EnrolReason.GIVEN_UP)
             case Phase.ENDED:
                 pass
 

@@ -92,10 +92,9 @@ async def join(settings: Settings, invitation: Invitation, name: str, say: Say) 
 
     def keep(enrolled: Enrolled) -> Identity:
         certificate = x509.load_der_x509_certificate(enrolled.certificate)
-        us = identity.install(directory, enrolled.root.certificate, certificate, key, secret)
-        if enrolled.brokers:
+        if enrolled.brokers:  # first, so that what cannot be kept is said of keys that are not
             _keep_brokers(directory, enrolled.brokers)
-        return us
+        return identity.install(directory, enrolled.root.certificate, certificate, key, secret)
 
     us = await _Pairing(invitation, machine, name, say).over(keep)
     say({"event": "pairing.done", "role": us.role, "name": us.name, "keys_dir": str(directory)})
@@ -277,4 +276,5 @@ def _error(failed: Failed, why_down: str) -> PairingError:
 
 def _keep_brokers(directory: Path, brokers: tuple[str, ...]) -> None:
     with files.said_plainly():
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         files.replace(directory / parts.BROKERS_FILE, json.dumps(brokers).encode())

@@ -32,7 +32,11 @@ from common.tls import Tls
 
 _SUBSCRIPTION_REFUSED = 0x80
 _WHY = {130: "the broker sent what is not MQTT", 141: "the broker fell silent"}  # by paho's reason code
-_IF_TLS, _IF_NO_TLS = "if it wants TLS, say mqtts://", "if it speaks no TLS, say mqtt://"
+_IF_TLS, _IF_NO_TLS = (
+    "if it wants TLS, say mqtts://",
+    "if it speaks none, and nothing need be secret, say mqtt://",
+)
+_NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_EOF_WHILE_READING"}  # OpenSSL's words for that
 _MAY_FALL_OUT = topics.CHUNKS | {
     topics.Kind.HEARTBEAT,
     topics.Kind.METRICS,
@@ -314,9 +318,8 @@ class _Connection:
         except ssl.SSLCertVerificationError as error:
             raise _RefusedError(f"{address} is not our broker: {error.verify_message}") from None
         except ssl.SSLError as error:
-            raise _RefusedError(
-                f"{address} and we do not agree on TLS: {error.reason}; {_IF_NO_TLS}{address}"
-            ) from None
+            hint = f"; {_IF_NO_TLS}{address}" if error.reason in _NO_TLS else ""
+            raise _RefusedError(f"{address} and we do not agree on TLS: {error.reason}{hint}") from None
         except ConnectionResetError as error:
             hint = f"; {_IF_NO_TLS}{address}" if self._tls else ""
             raise TransportError(f"{address}: {error.strerror}{hint}") from None

@@ -55,7 +55,10 @@ NONCE_BYTES = 16
 ONLY_NAME = {Role.CLIENT: "", Role.BRIDGE: "", Role.OPERATOR: OPERATOR, Role.DASHBOARD: DASHBOARD}
 INBOX_MAX = 64  # messages that wait
 _AGAIN = "Run `fedmq pair invite` again for a new code."
-_UNUSED = f"{_AGAIN} If it got a certificate: with --replace, or take it back with `fedmq keys revoke`."
+_UNUSED = (
+    f"{_AGAIN} If it got a certificate, with --replace; the one that it replaces counts for "
+    f"{limits.ROTATION_OVERLAP_DAYS:g} days more."
+)
 _SEEN = f"Somebody else has seen the code. {_AGAIN} Show it to nobody else."
 _ADVICE = {
     EnrolReason.EXPIRED: f"{_AGAIN} It holds for ten minutes.",
@@ -333,10 +336,15 @@ class _Welcome:
     async def _withdraw(self) -> None:
         """Tell a newcomer that waits for us; the machine is ours, for nobody drives it any more."""
         for effect in self._machine.handle(Withdrawn(), time.time()):
-            if isinstance(effect, Answer):
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(limits.FAREWELL_S):
-                        await self._answer(effect.data)
+            match effect:
+                case Answer(data):
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(limits.FAREWELL_S):
+                            await self._answer(data)
+                case Ended(EnrolReason() as reason, detail) if detail:
+                    self._say({"event": "pairing.warning", "reason": reason, "detail": detail})
+                case _:
+                    pass
 
     async def _listen(self) -> None:
         is_down = False

@@ -46,6 +46,7 @@ from coordinator.round import (
 from coordinator.round import Phase as RoundPhase
 from coordinator.run import (
     ABANDONED_MAX,
+    RELINK_S,
     CloseRound,
     Effects,
     EndRun,
@@ -128,8 +129,8 @@ class BufferMachine:
         return tuple(self._handle(event, now))
 
     def wake_at(self) -> Seconds | None:
-        """Say when the open round's next deadline is; never, while nothing can come."""
-        return self.due_at() if self.cut_off_at is None else None
+        """Say when the open round's next deadline is; never, while nothing can come, unless the run is to stop."""
+        return self.due_at() if self.cut_off_at is None or self.stopping else None
 
     def due_at(self) -> Seconds | None:
         """Say when the open round's next deadline is, even while it merges: a task needs a deadline then too."""
@@ -214,9 +215,9 @@ class BufferMachine:
                 yield from self._tick(now)
 
     def _linked(self, now: Seconds) -> None:
-        """Let the open round's time go on where it stood when the link broke."""
+        """Let the open round's time go on where it stood when the link broke, with time for what could not come."""
         if self.cut_off_at is not None:
-            self.due += now - max(self.cut_off_at, self.opened_at)
+            self.due = max(self.due + now - max(self.cut_off_at, self.opened_at), now + RELINK_S)
         self.cut_off_at = None
 
     # --- its beginning, its end, and what interrupts it -----------------------------------------------
@@ -269,11 +270,12 @@ class BufferMachine:
     def _restock(self, event: Resumed) -> None:
         """Put what was taken where it was, and know whose answers are known."""
         taken = {(offer.client, offer.update.base): offer for offer in event.taken}
-        self.merging = tuple(taken[key] for key in event.snapshot.merging if key in taken)
-        for key, offer in taken.items():
+        left = tuple(taken[key] for key in event.snapshot.merging if key in taken)
+        self.merging = left if len(left) >= self.buffer.least else ()
+        for offer in taken.values():
             told = Judge(offer, late=self._staleness(offer) > 0)
             self.answers[Digest(offer.update.base)][offer.client] = told
-            if key not in event.snapshot.merging:
+            if offer not in self.merging:
                 self.shelf.keep(offer, taken=True)
         self.declined = {client for client, _ in event.declined} - {client for client, _ in event.refused}
         self.refusals = {**dict(event.declined), **dict(event.refused)}
@@ -518,12 +520,14 @@ class BufferMachine:
 
     def _declined(self, event: ClientDeclined, now: Seconds) -> Effects:
         """Wait no longer for an update, unless it is on its way, or the client is at work from another base by now."""
+        if event.base not in {None, self.base}:
+            return
         work = self.at_work.get(event.client)
         asked = [release.base for release in self.releases.values() if release.number <= event.round]
         if work is None or self.shelf.knows(event.client, work.base):
             return
         if asked and work.base == asked[-1]:
-            if work.base == self.base:
+            if work.base == self.base and event.base is None:
                 self.declined.add(event.client)
             yield from self._answered(event.client, work.base, event.reason, now)
 

@@ -74,6 +74,7 @@ class ClientDeclined:
     client: ClientId
     round: int
     reason: Reason
+    base: Digest | None = None  # from which its one update was refused: no other one can come from there
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,7 @@ class RoundMachine:
     standing: dict[ClientId, Standing] = field(default_factory=dict)  # of some before the round begins
     offers: dict[ClientId, Offered] = field(default_factory=dict)  # taken where the standing says so
     refusals: dict[ClientId, Reason] = field(default_factory=dict)
-    answered_at: dict[ClientId, Seconds] = field(default_factory=dict)
+    answered_in: dict[ClientId, Seconds] = field(default_factory=dict)  # from its beginning
     begun_at: Seconds | None = None
 
     def handle(self, event: RoundEvent, now: Seconds) -> tuple[RoundEffect, ...]:
@@ -319,7 +320,7 @@ class RoundMachine:
             return
         if self.standing[event.client] in {Standing.TAKEN, Standing.REFUSED}:
             return
-        self.answered_at[event.client] = now
+        self.answered_in[event.client] = now - (self.begun_at or 0.0)
         if event.problem is None:
             self.standing[event.client] = Standing.TAKEN
         else:

@@ -13,7 +13,7 @@ shortens it. 3. `ABANDONED_MAX` abandoned rounds in a row end the run. 4. An upd
 once: with its round, with a later one, or it is revoked when the run ends or its client is expelled; what was being
 merged then counts if a model comes of that merge. 5. `Resumed` with what was on disk
 goes on as if nothing had happened, but that the open round's deadline starts anew. 6. While our own
-link is down, no deadline passes: what could not come is waited for.
+link is down, no deadline passes, unless the run is to stop: what could not come is waited for.
 """
 
 from collections.abc import Iterator
@@ -56,6 +56,7 @@ from coordinator.shelf import Shelf, in_order
 
 ABANDONED_MAX = 3
 DEADLINE_S_MIN = 10.0
+RELINK_S = 10.0  # left to an open round at least when our own link is back: clients have to find theirs again
 LATE_PER_CLIENT_MAX = 4  # updates of one client that wait for a merge
 
 # --- events ---------------------------------------------------------------------------------------
@@ -280,8 +281,8 @@ class RunMachine:
         return tuple(self._handle(event, now))
 
     def wake_at(self) -> Seconds | None:
-        """Say when the open round's deadline is; never, while nothing can come."""
-        return self.due_at() if self.cut_off_at is None else None
+        """Say when the open round's deadline is; never, while nothing can come, unless the run is to stop with it."""
+        return self.due_at() if self.cut_off_at is None or self.stopping else None
 
     def due_at(self) -> Seconds | None:
         """Say when the open round's deadline is."""
@@ -361,21 +362,26 @@ class RunMachine:
                     yield effect
             case Unfetched() if self.shelf.awaits(event.client, event.delta):
                 self.shelf.unfetched(event)
-            case ClientDeclined(_, number, _) if number != self.number:
-                pass
-            case LinkDown():
-                self.cut_off_at = now if self.cut_off_at is None else self.cut_off_at
-            case LinkUp():
-                self._linked(now)
-            case Tick() if self.cut_off_at is not None:
+            case ClientDeclined(client, number, reason, base):
+                if number == self.number and base in {None, self.base}:
+                    self.spent |= {client: reason} if base else {}
+                    yield from self._in_round(event, now)
+            case LinkDown() | LinkUp():
+                self._link(event, now)
+            case Tick() if self.wake_at() is None:
                 pass
             case _:
                 yield from self._in_round(event, now)
 
-    def _linked(self, now: Seconds) -> None:
-        """Let the open round's time go on where it stood when the link broke."""
-        if self.cut_off_at is not None and self.round is not None and self.round.begun_at is not None:
-            self.round.begun_at += now - max(self.cut_off_at, self.round.begun_at)
+    def _link(self, event: LinkDown | LinkUp, now: Seconds) -> None:
+        """Let the open round's time stand still with the link, and then leave some for what could not come."""
+        if isinstance(event, LinkDown):
+            self.cut_off_at = now if self.cut_off_at is None else self.cut_off_at
+            return
+        due = self.due_at()
+        if self.cut_off_at is not None and due is not None and self.round and self.round.begun_at is not None:
+            since = max(self.cut_off_at, self.round.begun_at)
+            self.round.begun_at += max(now - since, now + RELINK_S - due)
         self.cut_off_at = None
 
     # --- its beginning, its end, and what interrupts it -----------------------------------------------
@@ -434,10 +440,10 @@ class RunMachine:
                 round_.standing[client], round_.refusals[client] = Standing.REFUSED, reason
         for key, offer in taken.items():
             of_round = offer.update.base == was.base and offer.client in was.cohort
-            if key in was.merging or (of_round and not self.merging):
-                if of_round:
-                    round_.standing[offer.client], round_.offers[offer.client] = Standing.TAKEN, offer
-            else:  # it came when the merge had begun
+            is_merging = bool(self.merging) and key in was.merging
+            if of_round and (is_merging or not self.merging):
+                round_.standing[offer.client], round_.offers[offer.client] = Standing.TAKEN, offer
+            elif not is_merging:  # it came when the merge had begun, or is from an older base
                 self.shelf.keep(offer, taken=True)
         self.round = round_
         yield OpenRound(self.number, was.base, was.cohort, was.policy.deadline_s)
@@ -579,7 +585,7 @@ class RunMachine:
         begun_at = self.round.begun_at
         assert begun_at is not None
         self.last_why = close.why
-        answers = [at - begun_at for at in self.round.answered_at.values()]
+        answers = self.round.answered_in.values()
         if not self.round.was_missed():
             self.slowest_s = max(answers, default=self.slowest_s)
         elif self.slowest_s is not None:  # who was too slow must not be given less time than before
@@ -654,7 +660,8 @@ class RunMachine:
         ):
             yield from self._in_round(offer, now)
         elif answer := round_.decided(offer):
-            if answer.refused and answer.refused is not Reason.EQUIVOCATION:
+            is_final = answer.refused and answer.refused is not Reason.EQUIVOCATION
+            if is_final and answer.refused and offer.update.base == self.base:
                 self.spent[offer.client] = answer.refused
             yield answer
         else:

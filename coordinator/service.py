@@ -428,7 +428,8 @@ class Coordinator:
             await self.exchange.answer(client, offer, known)
             if known.refused and update.run == self._run and update.base == self.machine.base:
                 # asked again from the same model: its one answer from there is known
-                self._run_inbox.put_nowait(ClientDeclined(client, self.machine.number, known.refused))
+                base = Digest(update.base)
+                self._run_inbox.put_nowait(ClientDeclined(client, self.machine.number, known.refused, base))
         elif update.run != self._run or self.machine.phase is Phase.OVER:
             ours = await self._durably(self._ledger.knows_run, update.run)
             refused = Reason.TOO_LATE if ours else Reason.NOT_INVITED

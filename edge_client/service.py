@@ -243,16 +243,17 @@ class Client:
                 self.courier.unavailable(digest, reason)
             case ModelLine():
                 self._check_schema(message.schema)
-                self._watch(self.lineage.take(message, time.monotonic()), message.version)
+                known = self.lineage.version
+                self._watch(self.lineage.take(message, time.monotonic()), message.version, known)
                 self._errand.set()
             case _:
                 pass
 
-    def _watch(self, problem: str | None, version: int) -> None:
+    def _watch(self, problem: str | None, version: int, known: int) -> None:
         """Say what is wrong with what the coordinator is said to say."""
         if problem is None:
             return
-        about = {"problem": problem, "version": version, "known": self.lineage.version}
+        about = {"problem": problem, "version": version, "known": known}
         logger.info("model.doubtful", extra=log.facts(**about))
         self.report({"event": "model.doubtful", **about})
 
@@ -492,7 +493,8 @@ class Client:
             await asyncio.sleep(limits.HEARTBEAT_S)
             self._beats += 1
             if self._coordinator_is_here:
-                self._watch(self.lineage.check(time.monotonic()), self.lineage.version)
+                newest = self.lineage.version
+                self._watch(self.lineage.check(time.monotonic()), newest, newest)
             try:
                 self._give_way(await in_background(self.custody.expire))
                 used = await in_background(lambda: self.outbox.bytes_used)

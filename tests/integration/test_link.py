@@ -110,7 +110,7 @@ async def one_who_hangs_up(*, rudely):
     ("spoken", "hint"),
     [
         (None, "if it wants TLS, say mqtts://127.0.0.1:{}"),
-        (tls.pinned(bytes(32)), "if it speaks no TLS, say mqtt://127.0.0.1:{}"),
+        (tls.pinned(bytes(32)), "if it speaks none, and nothing need be secret, say mqtt://127.0.0.1:{}"),
     ],
 )
 def test_where_a_broker_hangs_up_it_is_said_how_to_speak_with_or_without_tls(spoken, hint, rudely):

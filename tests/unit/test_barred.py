@@ -483,13 +483,8 @@ def test_what_an_excluded_client_offers_is_refused_and_that_is_settled(lab):
                 await ghost.offer(task)
                 assert (await ghost.hear(Verdict)).refused is Reason.EXCLUDED
             await operator.tell(coordinator, Admit, client="client-1")
-            again = await ghost.hear(Task)
-            assert (again.round, again.base) == (2, task.base)
-            await ghost.offer(again)
-            assert (await ghost.hear(Verdict)).refused is Reason.EXCLUDED
-            await eventually(lambda: len(lab.named("round.abandoned")) == 2)  # nor is it waited for
-            coordinator.leave(now=True)
-            await serving
+            ended = await serving  # its one update from this model is refused: nobody is left to be asked
+            assert "rounds in a row came to nothing" in ended.why
 
     in_the_lab(story)
 

@@ -34,6 +34,7 @@ from coordinator.round import (
 )
 from coordinator.run import (
     ABANDONED_MAX,
+    RELINK_S,
     CloseRound,
     EndRun,
     Evaluated,
@@ -407,6 +408,23 @@ def test_a_run_ends_complete_where_its_model_is_good_enough():
     machine.handle(Merged(model(1)), 2)
     effects = machine.handle(Evaluated("good enough"), 3)
     assert effects[-1] == EndRun(model(1), 1, completed=True, why="good enough")
+
+
+def test_a_merge_is_not_repeated_with_less_than_the_least():
+    machine = machine_of("ab", size=2, least=2)
+    one, other = made("a"), made("b")
+    deliver(machine, one)
+    assert any(isinstance(effect, Merge) for effect in deliver(machine, other))
+    again, effects = resumed(machine, one, here="ab", refused=((B, Reason.REVOKED),))
+    assert not [effect for effect in effects if isinstance(effect, Merge)]
+    assert again.shelf.taken() == (one,)
+
+
+def test_after_an_outage_there_is_time_for_what_could_not_come():
+    machine = machine_of("ab", first_deadline_s=60)
+    machine.handle(LinkDown("broken", 1.0), 59.5)
+    machine.handle(LinkUp(2), 1000)
+    assert machine.wake_at() == 1000 + RELINK_S
 
 
 def test_no_deadline_passes_while_our_own_link_is_down():
@@ -922,6 +940,11 @@ class Weather(RuleBasedStateMachine):
         self.disk = self.through_json(self.machine.snapshot())
         self.closes = False
         self.tell(Evaluated())
+
+    @rule(up=st.booleans(), after=st.sampled_from([0, 1, 500]))
+    def link(self, up, after):
+        self.now += after
+        self.tell(LinkUp(1) if up else LinkDown("broken", 1.0))
 
     @rule()
     def deadline(self):

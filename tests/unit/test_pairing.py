@@ -446,8 +446,16 @@ def test_an_operator_who_leaves_tells_the_newcomer_that_waits():
     asked(theirs, ours)
     effects = theirs.handle(Withdrawn(), NOW)
     assert heard(ours, effects) == (Failed(EnrolReason.GIVEN_UP, "the operator ended the pairing"),)
-    assert effects[-1].reason is EnrolReason.GIVEN_UP
+    assert effects[-1] == Ended(EnrolReason.GIVEN_UP)
     assert theirs.handle(Withdrawn(), NOW) == ()
+
+
+def test_an_operator_who_leaves_while_the_certificate_is_made_is_told_that_there_may_be_one():
+    ours, theirs = newcomer(), inviter(replace(OFFER, confirm=False))
+    asked(theirs, ours)
+    effects = theirs.handle(Withdrawn(), NOW)
+    assert heard(ours, effects) == (Failed(EnrolReason.GIVEN_UP, "the operator ended the pairing"),)
+    assert "may have a certificate now that nobody uses" in effects[-1].detail
 
 
 def test_an_operator_who_leaves_before_anybody_came_or_after_all_is_done_tells_nobody():

@@ -124,21 +124,51 @@ heard = st.one_of(
 )
 
 
+class Told:
+    """What the laws say of A's lease, kept by hand."""
+
+    def __init__(self):
+        self.boot, self.until, self.lost, self.cut_off, self.farewell = None, 0.0, False, False, False
+
+    def hear(self, event, now, *, present):
+        match event:
+            case Declared(_, Presence.ONLINE, boot):
+                self.boot, self.until, self.lost, self.farewell = boot, now + LEASE_S, False, False
+            case Beat(_, boot) if boot == self.boot and not self.farewell:
+                self.until, self.lost = now + LEASE_S, False
+            case Declared(_, Presence.LOST, boot) if boot == self.boot and present:
+                self.until, self.lost = min(self.until, now + LOST_GRACE_S), True
+            case Declared(_, Presence.OFFLINE, boot) if boot == self.boot:
+                self.farewell = True
+            case LinkDown():
+                self.cut_off = True
+            case LinkUp():
+                self.cut_off = False
+                self.until = now + (LOST_GRACE_S if self.lost else LEASE_S)
+            case _:
+                pass
+
+
 @given(st.lists(st.tuples(heard, st.floats(0, 20)), max_size=30))
-def test_came_and_left_tell_exactly_who_is_here_and_a_tick_moves_on(events):
-    attendance, now, present, until = Attendance(), 0.0, False, 0.0
+def test_came_and_left_tell_exactly_who_is_here_and_nobody_is_away_too_soon(events):
+    attendance, told, now, present = Attendance(), Told(), 0.0, False
     for event, after in events:
         now += after
+        told.hear(event, now, present=present)
         for effect in attendance.handle(event, now):
             match effect:
                 case Came():
                     present = True
+                case Left(_, "offline", _):
+                    assert present
+                    present = False
                 case Left(_, why, _):
                     assert present
-                    assert why != "silent" or now >= until
+                    assert not told.cut_off
+                    assert now >= told.until
+                    assert why == ("lost" if told.lost else "silent")
                     present = False
-        if isinstance(event, Declared | Beat) and present:
-            until = attendance.wake_at() or 0.0
         assert attendance.here() == ((A,) if present else ())
-        if isinstance(event, Tick):  # while cut off it does nothing, and asks for none
+        if isinstance(event, Tick):
+            assert not present or told.cut_off or told.until > now
             assert attendance.wake_at() is None or attendance.wake_at() > now

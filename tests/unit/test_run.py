@@ -31,6 +31,7 @@ from coordinator.round import (
 )
 from coordinator.round import Phase as RoundPhase
 from coordinator.run import (
+    RELINK_S,
     CloseRound,
     EndRun,
     Evaluated,
@@ -133,6 +134,33 @@ def test_no_deadline_passes_while_our_own_link_is_down():
     assert machine.wake_at() == 1060
     machine.handle(LinkUp(3), 1030)
     assert machine.wake_at() == 1060
+
+
+def test_what_was_answered_before_an_outage_took_as_long_as_it_did():
+    machine = run_of(patience=2.0, first_deadline_s=600)
+    answer(machine, "a", 40)
+    machine.handle(LinkDown("broken", 1.0), 41)
+    machine.handle(LinkUp(2), 2041)
+    machine.handle(ClientDeclined(B, 1, Reason.DIVERGED), 2042)
+    machine.handle(Merged(model(1)), 2043)
+    assert machine.slowest_s == 40
+    assert machine.handle(Evaluated(), 2043)[0].deadline_s == 80
+
+
+def test_after_an_outage_there_is_time_for_what_could_not_come():
+    machine = run_of(first_deadline_s=60)
+    machine.handle(LinkDown("broken", 1.0), 59.5)
+    machine.handle(LinkUp(2), 1000)
+    assert machine.wake_at() == 1000 + RELINK_S
+
+
+def test_a_run_that_is_to_stop_does_not_wait_for_a_link_that_may_never_be_back():
+    machine = run_of(first_deadline_s=60)
+    machine.handle(LinkDown("broken", 1.0), 20)
+    machine.handle(StopAsked(), 21)
+    assert machine.wake_at() == 60
+    assert machine.handle(Tick(), 60)[-1].committed is False
+    assert isinstance(machine.handle(Evaluated(), 61)[-1], EndRun)
 
 
 def test_a_round_that_opens_while_our_own_link_is_down_has_all_its_time_from_the_link_on():
@@ -518,6 +546,44 @@ def test_a_merge_is_not_repeated_with_less_than_a_quorum():
     assert [entry.offer for entry in again.shelf.adopt(BASE)] == [Offered(update("b"))]
 
 
+def test_what_came_late_is_not_lost_with_a_merge_that_is_not_repeated():
+    machine = run_of(rounds=3, quorum_share=0.5, first_deadline_s=30)
+    answer(machine, "a", 2)
+    machine.handle(Tick(), 30)
+    machine.handle(Merged(model(1)), 31)
+    late = Offered(update("b"))
+    machine.handle(late, 32)
+    machine.handle(Received(B, late.delta), 32)
+    machine.handle(Evaluated(), 33)
+    answer(machine, "a", 34)
+    answer(machine, "b", 34)
+    assert len(machine.merging) == 3
+    again, _ = resumed(machine, late, refused=((A, Reason.REVOKED), (B, Reason.REVOKED)))
+    assert not again.merging
+    assert again.shelf.taken() == (late,)
+
+
+def test_an_update_from_the_base_before_says_nothing_of_the_one_of_now():
+    machine = run_of(rounds=3, quorum_share=0.5)
+    machine.handle(Expelled(A, Reason.EXCLUDED), 1)
+    machine.handle(ClientCame(A), 2)  # admitted again
+    answer(machine, "b", 3)
+    machine.handle(Merged(model(1)), 4)
+    offer = Offered(update("a"))
+    assert machine.handle(offer, 5) == (Judge(offer, Reason.EXCLUDED),)
+    assert Assign(A) in machine.handle(Evaluated(), 6)
+
+
+def test_whose_one_update_is_known_to_be_refused_is_asked_from_that_base_no_more():
+    machine = run_of(rounds=1, quorum_share=1.0, first_deadline_s=30)
+    machine.handle(ClientDeclined(A, 1, Reason.EXCLUDED, BASE), 2)
+    machine.handle(Tick(), 30)
+    effects = machine.handle(Evaluated(), 31)
+    assert [effect for effect in effects if isinstance(effect, Assign)] == [Assign(B)]
+    machine.handle(ClientDeclined(B, 2, Reason.EXCLUDED, model(7)), 32)  # of another base: it says nothing
+    assert machine.round.standing[B] is Standing.ASKED
+
+
 def test_a_merge_is_repeated_without_what_the_disk_lost():
     machine = run_of(quorum_share=0.5)
     answer(machine, "a", 2)
@@ -804,7 +870,7 @@ class Weather(RuleBasedStateMachine):
             known[:2] == key[:2] and refused is None for known, refused in self.answers.items()
         ):  # the ledger answers
             if (refused := self.answers.get(key)) and base == self.machine.base:
-                self.tell(ClientDeclined(client, self.machine.number, refused))
+                self.tell(ClientDeclined(client, self.machine.number, refused, base))
                 round_ = self.machine.round
                 if round_ is not None and round_.phase is RoundPhase.REPORTING:
                     assert round_.standing.get(client) is not Standing.ASKED
@@ -872,6 +938,11 @@ class Weather(RuleBasedStateMachine):
         self.disk, self.closed = self.through_json(self.machine.snapshot()), None
         self.tell(Evaluated())
 
+    @rule(up=st.booleans(), after=st.sampled_from([0, 1, 500]))
+    def link(self, up, after):
+        self.now += after
+        self.tell(LinkUp(1) if up else LinkDown("broken", 1.0))
+
     @rule()
     def deadline(self):
         due = self.machine.wake_at()
@@ -918,6 +989,7 @@ class Weather(RuleBasedStateMachine):
         if not hasattr(self, "machine"):
             return
         machine = self.machine
+        assert machine.slowest_s is None or machine.slowest_s >= 0
         assert len(self.merged) == len({(o.client, o.update.base) for o in self.merged})
         assert self.taken == len(self.merged) + len(self.revoked) + len(self.waiting)
         is_open = machine.round is not None and machine.round.phase is RoundPhase.REPORTING
