@@ -87,6 +87,22 @@ def pool(
     )
 
 
+def measured(client_id: str, num_clients: int, tensors: bool = True) -> ClientData:
+    """What is learnt is a number, not a class."""
+    data = TensorDataset(torch.zeros(100, 2), torch.rand(100, 1))
+    return ClientData(data, None) if tensors else ClientData(Measures(), None)
+
+
+class Measures(Dataset):  # type: ignore[type-arg]  # of pairs of numbers
+    """A hundred of them."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, float]:
+        return torch.zeros(2), index / 100
+
+
 def numbered() -> int:
     return NUMBER
 
