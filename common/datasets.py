@@ -1,7 +1,8 @@
 """The data sets: whole for the coordinator's test, in parts for clients.
 
-A data set of your own is `(client_id, num_clients, **options) -> ClientData`. It may carry the attributes
-`input_shape` and `num_classes`, and `test(**options)`, a torch data set for the coordinator.
+A data set of your own is `(client_id, num_clients, **options) -> ClientData`, what that client has; or `-> Pool`,
+the same one for all, which is dealt out as built-in data sets are. It may carry the attributes `input_shape` and
+`num_classes`, and `test(**options)`, a torch data set for the coordinator.
 Shapes: x float32[n, channels, height, width] in [0, 1], y int64[n]: one tensor each, so that a batch is one
         indexing.
 Laws:   1. A data set is the one that was asked for: nothing takes its place. 2. Same spec, same parts,
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from common import imagefiles, partition, plugins
 from common.errors import ConfigError, DataMissingError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch.utils.data import Dataset, TensorDataset
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     Data = Dataset[Any]  # of pairs (x, y)
 
 Shape = tuple[int, ...]
-Scheme = Literal["dirichlet", "iid", "shards"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,10 @@ class DataSpec:
 
     name: str
     data_dir: Path | None = None
-    scheme: Scheme = "dirichlet"
-    alpha: float = 0.5  # of the Dirichlet distribution: the smaller, the more clients differ
+    scheme: str = "dirichlet"  # a partition, with its options: see common.partition
     seed: int = 0
     test_share: float = 0.1  # of each client's part, held out for its own scores
     max_examples: int | None = None  # cap on each client's part
-    shards_per_client: int = 2
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # the data set's own
 
 
@@ -55,6 +53,15 @@ class ClientData:
 
     train: Data
     test: Data | None  # held out; None where nothing is
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """What all clients have together: dealt out by a partition."""
+
+    data: Data
+    labels: Sequence[int] | None = None  # [n], or an array; None where y is no class
+    owners: Sequence[int] | Sequence[str] | None = None  # [n], or an array: whose each example is
 
 
 class Split(NamedTuple):
@@ -151,35 +158,74 @@ def describe(spec: DataSpec, data: ClientData | None = None) -> tuple[Shape, int
     )
 
 
-def warm(spec: DataSpec) -> None:
-    """Read the training half now: processes that are forked afterwards share it."""
+def warm(spec: DataSpec, num_clients: int) -> None:
+    """Read the training half and deal it out now: processes that are forked afterwards share both.
+
+    Raises: as `client_data`.
+    """
     if isinstance(_resolve(spec), Builtin):
-        _split(spec, test=False)
+        _parts(spec, num_clients)
 
 
 def client_data(spec: DataSpec, client_index: int, num_clients: int, client_id: str) -> ClientData:
-    """Deal one client its part. Raises: UsageError, ConfigError, DataMissingError."""
+    """Give one client its part. Raises: UsageError, ConfigError, DataMissingError."""
+    whole = load(spec, client_id, num_clients)
+    if isinstance(whole, ClientData):
+        return whole
+    parts = deal(spec, whole, num_clients)
+    if not 0 <= client_index < num_clients:
+        raise ConfigError(f"there is no part {client_index + 1} among {num_clients}")
+    mine = own(spec, parts[client_index], client_index)
+    held_out = min(round(len(mine) * spec.test_share), len(mine) - 1)
+    return ClientData(
+        train=_chosen(whole, mine[held_out:]),
+        test=_chosen(whole, mine[:held_out]) if held_out else None,
+    )
+
+
+def load(spec: DataSpec, client_id: str, num_clients: int) -> Split | Pool | ClientData:
+    """Take what is to be dealt out, or from some plug-ins at once what this client has. Raises: as `client_data`."""
     if not 0 <= spec.test_share < 1:
         raise ConfigError(f"test_share must be from 0 to below 1, not {spec.test_share}")
     if spec.max_examples is not None and spec.max_examples < 1:
         raise ConfigError(f"max_examples must be at least 1, not {spec.max_examples}")
     source = _resolve(spec)
-    if not isinstance(source, Builtin):
-        name, options = _name_and_options(spec)
-        data = plugins.call(name, source, client_id, num_clients, **options)
-        if not isinstance(data, ClientData):
-            raise UsageError(f"data set {name!r} returned a {type(data).__name__}, not a ClientData")
-        return data
-    if not 0 <= client_index < num_clients:
-        raise ConfigError(f"there is no part {client_index + 1} among {num_clients}")
-    rng = np.random.default_rng([spec.seed, client_index])
-    mine = rng.permutation(_parts(spec, num_clients)[client_index])[: spec.max_examples]
-    held_out = min(round(len(mine) * spec.test_share), len(mine) - 1)
-    split = _split(spec, test=False)
-    return ClientData(
-        train=_tensors(split, mine[held_out:]),
-        test=_tensors(split, mine[:held_out]) if held_out else None,
-    )
+    if isinstance(source, Builtin):
+        return _split(spec, test=False)
+    name, options = _name_and_options(spec)
+    data = plugins.call(name, source, client_id, num_clients, **options)
+    if not isinstance(data, ClientData | Pool):
+        raise UsageError(f"data set {name!r} returned a {type(data).__name__}, not a ClientData or a Pool")
+    return data
+
+
+def deal(spec: DataSpec, whole: Split | Pool, num_clients: int) -> list[partition.Indices]:
+    """Deal it out to all clients. Raises: UsageError, ConfigError."""
+    if isinstance(whole, Split):
+        return _parts(spec, num_clients)
+    return partition.deal(spec.scheme, examples_of(spec, whole), num_clients, spec.seed)
+
+
+def own(spec: DataSpec, part: partition.Indices, client_index: int) -> partition.Indices:
+    """Put a client's part in the client's own order, and cut it off where there is a cap."""
+    return np.random.default_rng([spec.seed, client_index]).permutation(part)[: spec.max_examples]
+
+
+def examples_of(spec: DataSpec, whole: Split | Pool) -> partition.Examples:
+    """Say what is known of examples. Raises: UsageError where a plug-in contradicts itself."""
+    if isinstance(whole, Split):
+        return partition.Examples(len(whole.labels), whole.labels)
+    count = len(cast("Any", whole.data))
+    labels, owners = (None if ids is None else np.asarray(ids) for ids in (whole.labels, whole.owners))
+    if any(ids is not None and ids.shape != (count,) for ids in (labels, owners)):
+        raise UsageError(
+            f"data set {spec.name!r} has {count} examples, and other numbers of labels or owners"
+        )
+    if labels is not None and labels.dtype.kind not in "iu":
+        raise UsageError(
+            f"data set {spec.name!r} has labels that are no integers: leave them out of the Pool"
+        )
+    return partition.Examples(count, None if labels is None else labels.astype(np.int64), owners)
 
 
 def test_data(spec: DataSpec) -> Data | None:
@@ -217,16 +263,18 @@ def _split(spec: DataSpec, *, test: bool) -> Split:
 
 @lru_cache(maxsize=1)
 def _parts(spec: DataSpec, num_clients: int) -> list[partition.Indices]:
-    labels = _split(spec, test=False).labels
-    match spec.scheme:
-        case "dirichlet":
-            return partition.dirichlet(labels, num_clients, spec.alpha, spec.seed)
-        case "iid":
-            return partition.iid(len(labels), num_clients, spec.seed)
-        case "shards":
-            return partition.shards(labels, num_clients, spec.shards_per_client, spec.seed)
-        case _:
-            raise ConfigError(f"no partition scheme {spec.scheme!r}; there are: dirichlet, iid, shards")
+    examples = examples_of(spec, _split(spec, test=False))
+    return partition.deal(spec.scheme, examples, num_clients, spec.seed)
+
+
+def _chosen(whole: Split | Pool, chosen: partition.Indices) -> Data:
+    from torch.utils.data import Subset, TensorDataset
+
+    if isinstance(whole, Split):
+        return _tensors(whole, chosen)
+    if isinstance(whole.data, TensorDataset):
+        return TensorDataset(*(tensor[chosen] for tensor in whole.data.tensors))
+    return Subset(whole.data, chosen.tolist())
 
 
 def _tensors(split: Split, chosen: partition.Indices) -> TensorDataset:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from common import ids, limits
-from common.errors import ConfigError
+from common.errors import ConfigError, UsageError
 
 
 def _federation(name: str) -> str:
@@ -84,11 +84,15 @@ class Data(Group):
     data_dir: UserPath | None = Field(
         default=None, description="where the data set's files are, or are downloaded to"
     )
-    partition: Literal["dirichlet", "iid", "shards"] = Field(
-        default="dirichlet", description="how examples are dealt out to clients"
+    partition: str = Field(
+        default="dirichlet",
+        description="how examples are dealt out to clients: a built-in name or package.module:attribute",
     )
     alpha: float = Field(
-        default=0.5, ge=1e-3, le=1e6, description="concentration of the Dirichlet partition; small is unequal"
+        default=0.5,
+        ge=1e-3,
+        le=1e6,
+        description="concentration of the partitions dirichlet and quantity; small is unequal",
     )
     num_clients: int = Field(
         default=3, ge=1, le=100_000, description="number of clients the data is dealt out to"
@@ -100,6 +104,27 @@ class Data(Group):
         default=None, ge=1, le=2**40, description="most examples that a client trains on; unset: all it has"
     )
     options: Options = Field(default={}, description="options of the data set, by name")
+
+    @property
+    def effective_partition(self) -> str:
+        """The partition that was chosen, with `alpha` where it takes one and brings none."""
+        name, _, options = self.partition.rstrip().removesuffix(")").partition("(")
+        if name.strip() not in {"dirichlet", "quantity"} or "alpha" in options:
+            return self.partition
+        given = f", {options.strip().rstrip(',')}" if options.strip() else ""
+        return f"{name.strip()}(alpha={self.alpha!r}{given})"
+
+    @field_validator("partition")
+    @classmethod
+    def _is_partition(cls, text: str) -> str:
+        from common import partition
+
+        if ":" not in text.partition("(")[0]:  # a module is found where data is dealt out, and nowhere else
+            try:
+                partition.resolve(text)
+            except (ConfigError, UsageError) as error:
+                raise ValueError(str(error)) from None
+        return text
 
 
 class Model(Group):

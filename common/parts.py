@@ -170,8 +170,7 @@ def data_spec(settings: Settings) -> DataSpec:
     return DataSpec(
         name=data.dataset,
         data_dir=data.data_dir,
-        scheme=data.partition,
-        alpha=data.alpha,
+        scheme=data.effective_partition,
         seed=settings.seed,
         test_share=data.test_share,
         max_examples=data.max_examples,

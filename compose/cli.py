@@ -12,7 +12,7 @@ import typer
 
 from common.errors import FedmqError, UsageError, WireError
 from common.log import escape
-from compose import cli_clients, cli_keys, cli_pairing
+from compose import cli_clients, cli_data, cli_keys, cli_pairing
 from compose.cli_pairing import be_enrolled, invited
 from compose.cli_shared import (
     command,
@@ -97,6 +97,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
 audit_app = typer.Typer(help="What a run's folder proves.", no_args_is_help=True)
+app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_keys.app, name="keys")
 app.add_typer(cli_clients.app, name="clients")
 app.add_typer(cli_pairing.app, name="pair")

@@ -37,7 +37,7 @@ def pair_invite(
         str | None,
         typer.Option("--at", help="HOST:PORT that newcomers reach; the broker's, one port on, if not given."),
     ] = None,
-    png: Annotated[Path | None, typer.Option(help="File to draw the code into.")] = None,
+    png: Annotated[Path | None, typer.Option(help="PNG file to draw it into.")] = None,
     svg: Annotated[Path | None, typer.Option(help="File to draw the code into.")] = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Let in whoever holds the code, without comparing six digits.")

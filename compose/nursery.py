@@ -229,13 +229,13 @@ def _wake_on_signals() -> socket.socket:
 
 
 def _import_once(settings: Settings) -> None:
-    """Import what all of them need, and read the data set's files once: forks share the pages."""
+    """Import what all of them need, read the data set's files and deal it out once: forks share the pages."""
     import torch  # noqa: F401
 
     import edge_client.assembly  # noqa: F401
     from common import datasets, parts
 
-    datasets.warm(parts.data_spec(settings))
+    datasets.warm(parts.data_spec(settings), settings.data.num_clients)
 
 
 def _broker(settings: Settings, state_dir: Path, told: int) -> Main:

@@ -30,9 +30,12 @@ ModelOption = Annotated[
     list[str] | None, typer.Option("--model-option", help="NAME=VALUE for the model; may be repeated.")
 ]
 NumClients = Annotated[int | None, typer.Option(help="Clients the data is dealt out to.")]
-Partition = Annotated[str | None, typer.Option(help="dirichlet, iid or shards.")]
+Partition = Annotated[
+    str | None, typer.Option(help="dirichlet, iid, quantity, classes(k=2), …, or MODULE:NAME.")
+]
 Alpha = Annotated[
-    float | None, typer.Option(help="Concentration of the Dirichlet partition; small is unequal.")
+    float | None,
+    typer.Option(help="Concentration of the partitions dirichlet and quantity; small is unequal."),
 ]
 MaxExamples = Annotated[int | None, typer.Option(help="Most examples that a client trains on.")]
 Seed = Annotated[int | None, typer.Option(help="What chance starts from.")]

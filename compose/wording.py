@@ -14,7 +14,7 @@ BAR_CELLS = 20
 def title(settings: Settings) -> str:
     """Say what is about to run."""
     data, run = settings.data, settings.run
-    dealt = f", {data.partition}{f' {data.alpha:g}' if data.partition == 'dirichlet' else ''}"
+    dealt = f", {data.effective_partition}"
     return (
         f"fedmq: {count(data.num_clients, 'client')} {'trains' if data.num_clients == 1 else 'train'} "
         f"{settings.model.name} on {data.dataset}{'' if ':' in data.dataset else dealt}; "

@@ -49,7 +49,7 @@ CORES = {
 WAITS = {"asyncio", "logging", "os", "random", "socket", "sqlite3", "threading", "time"}
 
 ONLY_IN = {
-    "PIL": ("common/qr.py",),
+    "PIL": ("common/qr.py", "compose/heatmap.py"),
     "amqtt": ("broker/",),
     "msgpack": ("common/codec.py",),
     "paho": ("common/mqtt.py",),
@@ -58,6 +58,7 @@ ONLY_IN = {
     "qrcode": ("common/qr.py",),
     "rich": ("compose/",),
     "torch": (
+        "common/census.py",
         "common/datasets.py",
         "common/evaluation.py",
         "common/models.py",

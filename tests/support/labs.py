@@ -1,11 +1,12 @@
-"""What someone else might bring: models, data sets and strategies, found as `support.labs:name`."""
+"""What someone else might bring: models, data sets, partitions and strategies, found as `support.labs:name`."""
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from common.datasets import ClientData
+from common.datasets import ClientData, Pool
+from common.partition import Deal, Examples, Indices
 from coordinator.aggregators import mean
 from coordinator.strategies import Strategy, by_examples
 
@@ -70,6 +71,56 @@ told.test = _told_test  # type: ignore[attr-defined]  # likewise
 
 def not_data(client_id: str, num_clients: int) -> int:
     return num_clients
+
+
+def pool(
+    client_id: str, num_clients: int, owners: bool = True, labels: object = True, tensors: bool = True
+) -> Pool:
+    """All examples of everybody: x says which it is, and its hundreds who wrote it."""
+    x = torch.arange(300, dtype=torch.float32)[:, None]
+    y = torch.arange(300) % 4
+    data = TensorDataset(x, y if labels else torch.rand(300))
+    return Pool(
+        data if tensors else Pairs(data),
+        y if labels is True else labels or None,
+        [f"writer-{k // 50}" for k in range(300)] if owners else None,
+    )
+
+
+def measured(client_id: str, num_clients: int, tensors: bool = True) -> ClientData:
+    """What is learnt is a number, not a class."""
+    data = TensorDataset(torch.zeros(100, 2), torch.rand(100, 1))
+    return ClientData(data, None) if tensors else ClientData(Measures(), None)
+
+
+class Measures(Dataset):  # type: ignore[type-arg]  # of pairs of numbers
+    """A hundred of them."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, float]:
+        return torch.zeros(2), index / 100
+
+
+def numbered() -> int:
+    return NUMBER
+
+
+def in_turn(first: int = 0) -> Deal:
+    """Deal one by one, to one client after the other."""
+
+    def deal(examples: Examples, num_clients: int, seed: int) -> list[Indices]:
+        return [np.arange((k - first) % num_clients, examples.count, num_clients) for k in range(num_clients)]
+
+    return deal
+
+
+def dealing(parts: object) -> Deal:
+    def deal(examples: Examples, num_clients: int, seed: int) -> object:
+        return parts
+
+    return deal  # type: ignore[return-value]  # a wrong one, on purpose
 
 
 HALVING = Strategy(by_examples, mean(), lambda model, delta, memory: (model + delta / 2, (*memory, delta)))

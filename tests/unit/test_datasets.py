@@ -20,10 +20,8 @@ SYNTHETIC = DataSpec("synthetic", options={"shape": [2, 3], "classes": 4, "examp
 
 def rows(data: ClientData) -> list[bytes]:
     """Name each of a client's examples by its bytes."""
-    x, y = (
-        torch.cat(both)
-        for both in zip(data.train.tensors, data.test.tensors if data.test else (), strict=False)
-    )
+    halves = [half.tensors for half in (data.train, data.test) if half]
+    x, y = (torch.cat(both) for both in zip(*halves, strict=True))
     return [image.numpy().tobytes() + bytes([label]) for image, label in zip(x, y, strict=True)]
 
 
@@ -56,11 +54,11 @@ def test_digits_are_the_same_read_from_the_file_or_by_scikit_learn(tmp_path):
     assert np.array_equal(table, datasets.read_digits(tmp_path / "moved"))
 
 
-@pytest.mark.parametrize("scheme", ["dirichlet", "iid", "shards"])
+@pytest.mark.parametrize("scheme", ["dirichlet", "iid", "shards", "quantity", "classes"])
 def test_clients_share_the_training_half_out_and_nothing_else(scheme):
     spec = replace(SYNTHETIC, scheme=scheme)
     mine = [row for k in range(5) for row in rows(client_data(spec, k, 5, f"c{k}"))]
-    whole = rows(client_data(spec, 0, 1, "all"))
+    whole = rows(client_data(SYNTHETIC, 0, 1, "all"))
     assert sorted(mine) == sorted(whole)
     x, y = datasets.test_data(spec).tensors
     assert len(whole) == 100
@@ -109,10 +107,11 @@ def test_synthetic_classes_can_be_told_apart():
 
 def test_warming_reads_what_clients_then_share():
     spec = replace(SYNTHETIC, seed=77)
-    datasets.warm(spec)
-    reads = datasets._split.cache_info().misses
+    datasets.warm(spec, 2)
+    shared = (datasets._split, datasets._parts)
+    misses = [one.cache_info().misses for one in shared]
     client_data(spec, 0, 2, "c")
-    assert datasets._split.cache_info().misses == reads
+    assert [one.cache_info().misses for one in shared] == misses
 
 
 def test_a_plug_in_is_told_who_asks():
@@ -121,7 +120,7 @@ def test_a_plug_in_is_told_who_asks():
     assert data.train.tensors[0].tolist() == [[12.0, 12.0]] * 4
     assert describe(spec, data) == ((2,), 4)
     assert datasets.test_data(spec) is None
-    datasets.warm(spec)
+    datasets.warm(spec, 12)
     with pytest.raises(ConfigError, match="input_shape"):
         describe(spec)
 
@@ -148,14 +147,44 @@ def test_shape_and_classes_are_read_off_any_kind_of_data_set():
         (DataSpec("mnist", options={"size": 3}), ConfigError, "none"),
         (DataSpec("synthetic(classes=0)"), ConfigError, "above 0"),
         (replace(DIGITS, test_share=1.0), ConfigError, "test_share"),
-        (replace(DIGITS, scheme="halves"), ConfigError, "dirichlet, iid, shards"),
-        (replace(DIGITS, alpha=0), ConfigError, "alpha"),
+        (replace(DIGITS, scheme="halves"), UsageError, "classes, dirichlet, iid"),
+        (replace(DIGITS, scheme="dirichlet(alpha=0)"), ConfigError, "alpha"),
+        (replace(DIGITS, scheme="natural"), ConfigError, "does not say whose example"),
+        (DataSpec("support.labs:pool(owners=False)", scheme="natural"), ConfigError, "whose example"),
+        (DataSpec("support.labs:pool(labels=False)"), ConfigError, "no integer labels"),
+        (DataSpec("support.labs:pool(labels=[1,2])"), UsageError, "300 examples, and other numbers"),
+        (DataSpec(f"support.labs:pool(labels={[0.5] * 300})"), UsageError, "labels that are no integers"),
         (replace(DIGITS, max_examples=0), ConfigError, "max_examples"),
     ],
 )
 def test_what_cannot_be_is_said(spec, error, why):
     with pytest.raises(error, match=why):
         client_data(spec, 0, 3, "c")
+
+
+def test_a_plug_in_may_leave_the_dealing_to_us():
+    spec = DataSpec("support.labs:pool", scheme="natural", test_share=0)
+    parts = [client_data(spec, k, 3, f"c{k}").train.tensors[0][:, 0] for k in range(3)]
+    assert sorted(torch.cat(parts).tolist()) == list(range(300))
+    writers = [set((part // 50).tolist()) for part in parts]
+    assert [len(has) for has in writers] == [2, 2, 2]  # of six writers
+    assert describe(spec, client_data(spec, 0, 3, "c")) == ((1,), 4)
+
+
+@pytest.mark.parametrize("scheme", ["iid", "classes(k=2)"])
+def test_a_pool_of_any_kind_is_dealt_and_cut_as_a_built_in_data_set_is(scheme):
+    spec = DataSpec("support.labs:pool", scheme=scheme, max_examples=40)
+    held = [client_data(spec, 2, 6, "c")]
+    held.append(client_data(replace(spec, name="support.labs:pool(tensors=False)"), 2, 6, "c"))
+    (train, test), other = ([[float(x) for x, _ in half] for half in (one.train, one.test)] for one in held)
+    assert (len(train), len(test)) == (36, 4)
+    assert [train, test] == other
+    assert len({value % 4 for value in train}) == (4 if scheme == "iid" else 2)
+
+
+def test_a_pool_without_labels_can_be_dealt_out_too():
+    spec = DataSpec("support.labs:pool(labels=False)", scheme="quantity")
+    assert sum(len(client_data(replace(spec, test_share=0), k, 3, "c").train) for k in range(3)) == 300
 
 
 @pytest.mark.parametrize("index", [-1, 3])

@@ -221,3 +221,33 @@ def test_what_is_for_the_buffered_mode_cannot_be_set_without_it(name):
     assert (
         settings.load(**Settings().model_dump(mode="json")).run.mode == "sync"
     )  # as one process tells another
+
+
+@pytest.mark.parametrize(
+    ("chosen", "dealt"),
+    [
+        ("dirichlet", "dirichlet(alpha=0.1)"),
+        ("quantity", "quantity(alpha=0.1)"),
+        ("dirichlet(min_examples=2)", "dirichlet(alpha=0.1, min_examples=2)"),
+        ("dirichlet( alpha=3 )", "dirichlet( alpha=3 )"),
+        ("quantity()", "quantity(alpha=0.1)"),
+        ("classes(k=3)", "classes(k=3)"),
+        ("my_lab:dealer", "my_lab:dealer"),  # which need not be here
+    ],
+)
+def test_alpha_is_for_the_partitions_that_take_one_and_bring_none(chosen, dealt):
+    assert settings.load(data__partition=chosen, data__alpha=0.1).data.effective_partition == dealt
+
+
+@pytest.mark.parametrize(
+    ("chosen", "why"),
+    [
+        ("halves", "there are: classes, dirichlet, iid"),
+        ("classes(k=0)", "k must be a whole number"),
+        ("iid(k=1)", "options are: none"),
+        ("classes(2)", "name"),
+    ],
+)
+def test_a_partition_that_cannot_be_is_refused_at_once(chosen, why):
+    with pytest.raises(ConfigError, match=why):
+        settings.load(data__partition=chosen)
