@@ -50,8 +50,7 @@ class Federation:
     """Clients that train one after the other, and what their coordinator makes of it."""
 
     def __init__(self, alpha: str) -> None:
-        how = {"scheme": "iid"} if alpha == "iid" else {"scheme": "dirichlet", "alpha": float(alpha)}
-        spec = DataSpec("digits", seed=SEED, **how)
+        spec = DataSpec("digits", scheme=alpha if alpha == "iid" else f"dirichlet(alpha={alpha})", seed=SEED)
         self.shape, self.classes = datasets.describe(spec)
         self.data = [
             datasets.client_data(spec, index, CLIENTS, f"client-{index}") for index in range(CLIENTS)
