@@ -23,6 +23,7 @@ from common.messages import (
 )
 from common.tensors import Schema
 from coordinator.service import Coordinator
+from edge_client.personal import NOTHING
 from edge_client.service import Client
 from edge_client.trainer import DivergedError
 from support import frames
@@ -37,7 +38,7 @@ OTHER = Schema.from_wire([("weight", "float32", [3, 3])])
 
 
 class DivergingTrainer(NoopTrainer):
-    def train(self, base, plan):
+    def train(self, base, plan, kept=NOTHING):
         raise DivergedError("the loss became NaN")
 
 
@@ -165,9 +166,9 @@ def test_a_client_takes_no_model_in_another_codec(lab):
 class CountingTrainer(NoopTrainer):
     times = 0
 
-    def train(self, base, plan):
+    def train(self, base, plan, kept=NOTHING):
         self.times += 1
-        return super().train(base, plan)
+        return super().train(base, plan, kept)
 
 
 def test_a_client_that_is_killed_after_training_does_not_train_again_and_counts(lab):
