@@ -7,7 +7,19 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from common import datasets, evaluation, files, identity, log, models, parts, selection, stopping, voice
+from common import (
+    compression,
+    datasets,
+    evaluation,
+    files,
+    identity,
+    log,
+    models,
+    parts,
+    selection,
+    stopping,
+    voice,
+)
 from common.errors import ConfigError, NotFoundError
 from common.evaluation import Scores
 from common.identity import Role
@@ -224,7 +236,7 @@ def require_personal(module: "torch.nn.Module", settings: Settings) -> None:
     """Make sure that personal tensors are there, and stay personal on their way. Raises: ConfigError."""
     personal = settings.training.personal
     selection.select(module, personal)
-    if personal and settings.run.codec.startswith("eden"):
+    if personal and compression.CODECS[settings.run.codec].mixes:
         raise ConfigError(
             f"the codec {settings.run.codec} spreads what it leaves out over all tensors, the personal ones too",
             advice="Choose another --codec, or leave --personal out.",

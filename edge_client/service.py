@@ -420,7 +420,12 @@ class Client:
         schema = self.trainer.schema
         result = self.trainer.train(base, task.plan, self.custody.keepsakes.read(schema.digest, task.run))
         whole = result.delta
-        forgets = task.codec in compression.CODECS and compression.CODECS[task.codec].forgets
+        form = compression.CODECS.get(task.codec)
+        forgets = form is not None and form.forgets
+        if form is not None and form.mixes and result.selected is not None:
+            raise ConfigError(
+                f"the codec {task.codec} does not leave out what is personal: see training.personal"
+            )
         if forgets and (left := self.custody.residual.read(schema.digest)) is not None:
             whole = whole + left
             if result.selected is not None:

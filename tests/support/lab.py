@@ -71,7 +71,17 @@ class Lab:
         )
 
     def coordinator(
-        self, rounds=2, wait_for=2, fragile_on="", buffer=None, *, codec="none", kind=Coordinator, **policy
+        self,
+        rounds=2,
+        wait_for=2,
+        fragile_on="",
+        buffer=None,
+        *,
+        codec="none",
+        strategy="fedavg",
+        plan=None,
+        kind=Coordinator,
+        **policy,
     ):
         """Start a coordinator; one that was begun in this directory goes on with its run."""
         ours = self.parts(Role.COORDINATOR, "coordinator", fragile_on)
@@ -79,13 +89,13 @@ class Lab:
             run=RunPolicy(seed=0, wait_for=wait_for, **policy),
             buffer=buffer,
             rounds=rounds,
-            plan=Plan(),
+            plan=plan or Plan(),
             codec=codec,
             hold=False,
             config={},
         )
         vector = np.arange(SCHEMA.elements, dtype=np.float32)
-        model = GlobalModel(SCHEMA, vector, strategies.resolve("fedavg"), ours.store)
+        model = GlobalModel(SCHEMA, vector, strategies.resolve(strategy), ours.store)
         ledger = Ledger(ours.state_dir / "state.db")
         self.databases.append(ledger)
         archive = Archive(ledger, TERMS, ours.state_dir, ours.voice.identity, ours.store)
