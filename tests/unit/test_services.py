@@ -109,9 +109,10 @@ class Bomber(Client):
     """Sends a frame that would grow beyond what was agreed on."""
 
     def _work(self, task):
-        update, _, left = super()._work(task)
+        made = super()._work(task)
         bomb = frames.BOMBS["holds more than it says"](4 * SCHEMA.elements)
-        return replace(update, delta=chunks.describe(bomb, codec="zstd", schema=SCHEMA.digest)), bomb, left
+        delta = chunks.describe(bomb, codec="zstd", schema=SCHEMA.digest)
+        return dataclasses.replace(made, update=replace(made.update, delta=delta), encoded=bomb)
 
 
 def test_an_update_that_is_a_bomb_is_malformed_and_the_round_goes_on(lab):
@@ -448,7 +449,7 @@ def test_a_codec_that_mixes_elements_is_not_used_for_personal_tensors(lab):
     private = Private(SCHEMA)
     private.times = 1
     play(lab.coordinator(rounds=1, codec="eden4"), lab.client("client-1", private), lab.client("client-2"))
-    (declined,) = lab.named("task.declined")
+    (declined,) = lab.named("update.declined")
     assert (declined["reason"], "eden4" in declined["detail"]) == (Reason.TRAINING_FAILED, True)
 
 

@@ -226,3 +226,21 @@ def test_what_is_for_the_buffered_mode_cannot_be_set_without_it(name):
     assert (
         settings.load(**Settings().model_dump(mode="json")).run.mode == "sync"
     )  # as one process tells another
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ({"training__personal": "bn", "training__ditto_lambda": 0.1}, "whole model"),
+        ({"training__keep_momentum": True, "training__optimizer": "adam"}, "sgd"),
+        ({"training__personal": "bn,"}, "training.personal"),
+    ],
+)
+def test_algorithms_of_clients_that_do_not_go_together_are_refused(flags, why):
+    with pytest.raises(ConfigError, match=why):
+        settings.load(**flags)
+
+
+def test_patterns_are_listed_with_commas(monkeypatch):
+    monkeypatch.setenv("FEDMQ_TRAINING__PERSONAL", "fc*, bn")
+    assert settings.load().training.personal == ("fc*", "bn")
