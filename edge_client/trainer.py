@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from msgspec.structs import replace
 
 from common import models, selection
 from common.errors import FedmqError
@@ -172,7 +171,7 @@ class TorchTrainer:
         models.set_flat(self._module, base)
         pull = self._pull(plan.ditto_lambda)
         models.set_flat(self._module, base if kept.ditto is None else kept.ditto)
-        self._fit(replace(plan, keep_momentum=False), pull, None)
+        self._fit(plan, pull, None)
         own = models.get_flat(self._module)
         if not np.isfinite(own).all():
             raise DivergedError("the weights of the client's own model became NaN or infinite")
