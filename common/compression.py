@@ -103,6 +103,7 @@ class Codec:
     itemsize: int = 1  # of floats: their bytes are sorted by significance before they are deflated
     deflated: bool = False
     forgets: bool = False  # part of a vector is left out, and it is for the sender to remember it
+    mixes: bool = False  # what it leaves out of an element is found in others too: a zero does not stay one
 
     def allows(self, size: int, elements: int) -> bool:
         """Tell whether so many bytes can be a vector of so many elements; asked before they are fetched."""
@@ -118,13 +119,13 @@ _PLAIN: Mapping[str, Codec] = {
     "int4": Codec(Quantized(4), _SINGLE_MAX),
     "topk-1": Codec(TopK(0.01), _HALF_MAX, forgets=True),
     "topk-10": Codec(TopK(0.1), _HALF_MAX, forgets=True),
-    **{f"eden{bits}": Codec(Eden(bits), 1e16) for bits in (1, 2, 3, 4)},
+    **{f"eden{bits}": Codec(Eden(bits), 1e16, mixes=True) for bits in (1, 2, 3, 4)},
 }
 CODECS: Mapping[str, Codec] = {
     **_PLAIN,
     **{
         "zstd" if name == "none" else f"{name}+zstd": Codec(
-            plain.spelling, plain.top, plain.itemsize, deflated=True, forgets=plain.forgets
+            plain.spelling, plain.top, plain.itemsize, deflated=True, forgets=plain.forgets, mixes=plain.mixes
         )
         for name, plain in _PLAIN.items()
     },

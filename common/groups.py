@@ -65,6 +65,10 @@ Brokers = Annotated[
     Field(min_length=1),
 ]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Patterns = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=limits.TEXT_CHARACTERS_MAX)], ...],
+    BeforeValidator(_listed),
+]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -147,7 +151,34 @@ class Training(Group):
     weight_decay: float = Field(
         default=0.0, ge=0, le=10, description="weight decay, as the optimizer defines it"
     )
+    proximal_mu: float = Field(
+        default=0.0,
+        ge=0,
+        le=1000,
+        description="FedProx: how strongly a client is drawn to the base; 0: not at all",
+    )
+    personal: Patterns = Field(
+        default=(),
+        description="patterns of tensors that stay with each client; bn: normalisation layers; a client adds its own",
+    )
+    ditto_lambda: float = Field(
+        default=0.0,
+        ge=0,
+        le=1000,
+        description="Ditto: how strongly a client's own model is drawn to the base; 0: none; a client may choose",
+    )
+    keep_momentum: bool = Field(
+        default=False, description="keep SGD's momentum from round to round; a client may choose"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="where to train")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Training":
+        if self.personal and self.ditto_lambda:
+            raise ValueError("ditto_lambda keeps a whole model, personal parts of one: leave one of them out")
+        if self.keep_momentum and self.optimizer != "sgd":
+            raise ValueError(f"keep_momentum is for optimizer = sgd, not for {self.optimizer}")
+        return self
 
 
 class Run(Group):

@@ -21,6 +21,7 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 Real = Annotated[float, Meta(ge=-limits.FLOAT_MAX, le=limits.FLOAT_MAX)]
 Positive = Annotated[float, Meta(gt=0, le=limits.FLOAT_MAX)]
 NonNegative = Annotated[float, Meta(ge=0, le=limits.FLOAT_MAX)]
+StepNorm = Annotated[float, Meta(ge=1, le=2**53)]
 Text = Annotated[str, Meta(max_length=limits.TEXT_CHARACTERS_MAX)]
 Name = Annotated[str, Meta(pattern=rf"^{NAME}\Z")]  # not `$`, which allows a line feed behind it
 AnyBoot = Annotated[Boot, Meta(max_length=limits.ID_CHARACTERS_MAX)]
@@ -101,6 +102,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     momentum: NonNegative = 0.9
     weight_decay: NonNegative = 0.0
     seed: Count = 0
+    proximal_mu: NonNegative = 0.0  # the gradient gains mu times the way from the base
+    personal: Annotated[
+        tuple[Text, ...], Meta(max_length=limits.ARRAY_ITEMS_MAX)
+    ] = ()  # patterns of tensors that stay here
+    ditto_lambda: NonNegative = (
+        0.0  # above 0: each client has a model of its own beside, drawn to the base by so much
+    )
+    keep_momentum: bool = False  # from round to round
+    measure: bool = False  # let the update tell base_loss, norm and step_norm
 
 
 # --- coordinator to client, on `task` -------------------------------------------------------------
@@ -153,6 +163,11 @@ class Update(Message, frozen=True, kw_only=True, tag="update"):
     local_loss: Real | None = None  # of the base on the client's own held-out examples
     local_accuracy: Real | None = None
     local_examples: Count = 0
+    personal_loss: Real | None = None  # of the client's own model after training, on the same examples
+    personal_accuracy: Real | None = None
+    base_loss: NonNegative | None = None  # of the base on the training examples
+    norm: NonNegative | None = None  # L2, of the delta as it is decoded
+    step_norm: StepNorm | None = None  # of the steps' weights in the delta, L1: FedNova's a
 
 
 class Declined(Message, frozen=True, kw_only=True, tag="declined"):
@@ -403,6 +418,8 @@ class Metrics(Message, frozen=True, kw_only=True, tag="metrics"):
     train_loss: Real | None = None  # mean over clients, by examples
     local_loss: Real | None = None  # of the round's base, on the clients' own held-out data, by examples
     local_accuracy: Real | None = None
+    personal_loss: Real | None = None  # of the clients' own models, on the same data
+    personal_accuracy: Real | None = None
     clients: Count = 0  # whose updates are in the model
     refused: dict[Text, Count] = {}
     examples: Count = 0

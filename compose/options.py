@@ -45,6 +45,21 @@ BatchSize = Annotated[int | None, typer.Option(help="Examples in a batch.")]
 Lr = Annotated[float | None, typer.Option("--lr", help="Learning rate of the clients.")]
 Optimizer = Annotated[str | None, typer.Option(help="sgd or adam.")]
 Momentum = Annotated[float | None, typer.Option(help="Momentum of SGD.")]
+ProximalMu = Annotated[
+    float | None, typer.Option(help="FedProx: how strongly clients are drawn to the base.")
+]
+Personal = Annotated[
+    str | None,
+    typer.Option(
+        help="Patterns of tensors that stay with each client, several with commas; bn: normalisation."
+    ),
+]
+DittoLambda = Annotated[
+    float | None, typer.Option(help="Ditto: how strongly each client's own model is drawn to the base.")
+]
+KeepMomentum = Annotated[
+    bool | None, typer.Option("--keep-momentum", help="Keep SGD's momentum from round to round.")
+]
 Strategy = Annotated[str | None, typer.Option(help="fedavg, fedadam(lr=0.1), …, or MODULE:NAME.")]
 Aggregator = Annotated[str | None, typer.Option(help="mean, median, krum(f=2), …, or MODULE:NAME.")]
 Mode = Annotated[str | None, typer.Option(help="sync or buffered.")]

@@ -7,7 +7,19 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from common import datasets, evaluation, files, identity, log, models, parts, stopping, voice
+from common import (
+    compression,
+    datasets,
+    evaluation,
+    files,
+    identity,
+    log,
+    models,
+    parts,
+    selection,
+    stopping,
+    voice,
+)
 from common.errors import ConfigError, NotFoundError
 from common.evaluation import Scores
 from common.identity import Role
@@ -27,6 +39,7 @@ from coordinator.ledger import Ledger, Unfinished
 from coordinator.model import GlobalModel
 from coordinator.run import EndRun, Late, RunPolicy
 from coordinator.service import Coordinator, Policy
+from coordinator.strategies import Strategy
 
 if TYPE_CHECKING:
     import torch
@@ -93,12 +106,15 @@ def assembled(
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    strategy = strategies.resolve(settings.run.effective_strategy)
+    chosen = strategies.completed(settings.run.effective_strategy, settings.training.lr)
+    strategy = strategies.resolve(chosen)
     validate_config(settings, strategy)
     require_enough(strategy.combine, settings)
+    require_steps(strategy, settings)
     spec = parts.data_spec(settings)
     shape, classes = datasets.describe(spec)
     module = models.build(settings.model.name, shape, classes, seed=settings.seed, **settings.model.options)
+    require_personal(module, settings)
     first, reserved = voice.reserve(ledger.fact(NUMBER))
     ledger.set_fact(NUMBER, reserved)
     _renewed_revocations(settings)
@@ -106,7 +122,7 @@ def assembled(
     terms = Terms(
         settings=resuming.written(settings),
         config=parts.shown(settings),
-        strategy=settings.run.effective_strategy,
+        strategy=chosen,
         codec=settings.run.codec,
         keep_updates=settings.run.keep_updates,
     )
@@ -122,7 +138,7 @@ def assembled(
         archive.restore(model, unfinished)
     ours.store.sweep({model.digest, *model.memory, *ledger.blobs()}, parts=unfinished is None)
     return Coordinator(
-        _policy(settings, hold=hold),
+        _policy(settings, hold=hold, measure=bool(strategy.needs)),
         ours,
         archive,
         model=model,
@@ -207,7 +223,31 @@ def require_enough(rule: Aggregator, settings: Settings) -> None:
         )
 
 
-def _policy(settings: Settings, *, hold: bool) -> Policy:
+def require_steps(strategy: Strategy, settings: Settings) -> None:
+    """Make sure that clients can tell how far their steps go, where the strategy asks. Raises: ConfigError."""
+    training = settings.training
+    if "step_norm" not in strategy.needs:
+        return
+    if training.optimizer != "sgd" or training.keep_momentum or training.lr * training.proximal_mu > 1:
+        raise ConfigError(
+            "the strategy divides a delta by its steps, which takes SGD that starts anew in each round, with "
+            "lr * proximal_mu of at most 1",
+            advice="Choose --optimizer sgd, leave keep_momentum out, or take another --strategy.",
+        )
+
+
+def require_personal(module: "torch.nn.Module", settings: Settings) -> None:
+    """Make sure that personal tensors are there, and stay personal on their way. Raises: ConfigError."""
+    personal = settings.training.personal
+    selection.select(module, personal)
+    if personal and compression.CODECS[settings.run.codec].mixes:
+        raise ConfigError(
+            f"the codec {settings.run.codec} spreads what it leaves out over all tensors, the personal ones too",
+            advice="Choose another --codec, or leave --personal out.",
+        )
+
+
+def _policy(settings: Settings, *, hold: bool, measure: bool) -> Policy:
     run, training = settings.run, settings.training
     return Policy(
         run=run_policy(settings),
@@ -221,6 +261,11 @@ def _policy(settings: Settings, *, hold: bool) -> Policy:
             momentum=training.momentum,
             weight_decay=training.weight_decay,
             seed=settings.seed,
+            proximal_mu=training.proximal_mu,
+            personal=training.personal,
+            ditto_lambda=training.ditto_lambda,
+            keep_momentum=training.keep_momentum,
+            measure=measure,
         ),
         codec=run.codec,
         goal=Goal(run.target_accuracy, run.plateau),

@@ -4,19 +4,22 @@ Memory is that of the model, whatever the cohort: blobs are read from disk one b
 """
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 
 from common import chunks, compression, files
 from common.blobs import BlobStore
 from common.ids import Digest
 from common.messages import Manifest, Reason, Update
-from common.tensors import Schema, Vector
+from common.tensors import Schema, Vector, norm
 from coordinator import anomaly, screening, strategies
 from coordinator.anomaly import Scored
 from coordinator.optimizers import Memory
 from coordinator.round import Counted
 from coordinator.rows import Spooled
 from coordinator.strategies import Contribution, Strategy
+
+NORM_TOLERANCE = 1e-4  # other processors decode to other last bits
 
 
 class GlobalModel:
@@ -53,16 +56,22 @@ class GlobalModel:
             return Reason.MALFORMED
         if not compression.CODECS[codec].allows(update.delta.size, self.schema.elements):
             return Reason.WRONG_SIZE
+        if any(getattr(update, name) is None for name in self.strategy.needs):
+            return Reason.MALFORMED
         return chunks.check(update.delta)
 
     def screen(self, update: Update) -> Reason | None:
-        """Look at an update's blob: does it decode, is it finite, is it within the norm?"""
+        """Look at an update's blob: does it decode, is it finite, within the norm, and as long as it says?"""
         screened = screening.screen(
             self._store.read(update.delta.digest),
             codec=update.delta.codec,
             elements=self.schema.elements,
         )
-        return screened if isinstance(screened, Reason) else None
+        if isinstance(screened, Reason):
+            return screened
+        if update.norm is not None and not math.isclose(update.norm, norm(screened), rel_tol=NORM_TOLERANCE):
+            return Reason.MALFORMED
+        return None
 
     def forget(self) -> None:
         """Let a new run begin: nothing is remembered of the last one but its model."""
@@ -70,11 +79,15 @@ class GlobalModel:
 
     def merge(self, counted: Sequence[Counted]) -> str:
         """Take updates in, in their order; say why nothing came of it, and then nothing has changed."""
+        factors = self.strategy.factors([one.update for one in counted])
         contributions = [
             Contribution(
-                functools.partial(self._delta, one.update), self.strategy.weight(one.update), one.staleness
+                functools.partial(self._delta, one.update),
+                self.strategy.weight(one.update),
+                one.staleness,
+                factor,
             )
-            for one in counted
+            for one, factor in zip(counted, factors, strict=True)
         ]
         with files.said_plainly():
             merged = strategies.merge(

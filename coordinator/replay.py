@@ -32,13 +32,15 @@ class Replay:
 
         Raises: OSError, DecodeError, and whatever a strategy of someone's own raises.
         """
+        factors = self._strategy.factors([update for _, update in updates])
         contributions = [
             Contribution(
                 functools.partial(self._read, merged.delta, update.delta.codec),
                 merged.weight,
                 merged.staleness,
+                factor,
             )
-            for merged, update in updates
+            for (merged, update), factor in zip(updates, factors, strict=True)
         ]
         made = strategies.merge(self._strategy, self._vector, contributions, self._memory)
         if made is None:

@@ -41,6 +41,8 @@ def summary(
         train_loss=mean((update.loss, update.examples) for update in updates),
         local_loss=mean((update.local_loss, update.local_examples) for update in updates),
         local_accuracy=mean((update.local_accuracy, update.local_examples) for update in updates),
+        personal_loss=mean((update.personal_loss, update.local_examples) for update in updates),
+        personal_accuracy=mean((update.personal_accuracy, update.local_examples) for update in updates),
         clients=len({update.client for update in updates}),
         refused=dict(Counter(reason for _, reason in closed.refusals)),
         examples=sum(update.examples for update in updates),

@@ -6,15 +6,11 @@ Not here: whether the update is due and by whom (`round`), whose signature it be
 
 import math
 
-import numpy as np
-
 from common import limits
 from common.compression import CODECS, decode
 from common.errors import DecodeError
 from common.messages import Reason
-from common.tensors import Vector
-
-_BLOCK = 1 << 18  # elements at a time: 2 MiB in float64, which the cache holds
+from common.tensors import Vector, norm
 
 
 def screen(
@@ -33,17 +29,3 @@ def screen(
     if not math.isfinite(size):
         return Reason.NOT_FINITE
     return Reason.TOO_LARGE if size > norm_max else delta
-
-
-def norm(vector: Vector) -> float:
-    """Compute ‖v‖₂ in float64, where no finite float32 overflows: it is finite only if all elements are.
-
-    So one pass tells both: 0.8 ms for 1.66 million elements.
-    """
-    total = 0.0
-    with np.errstate(invalid="ignore"):  # NaN and infinities are what is looked for
-        for start in range(0, vector.size, _BLOCK):
-            block = vector[start : start + _BLOCK].astype(np.float64)
-            block *= block  # not `block @ block`: BLAS waits for threads of its own, 80 ms where others want the cores
-            total += float(block.sum())
-    return math.sqrt(total)

@@ -2,8 +2,10 @@
 
     weigh(update) -> how much it counts       combine(deltas, weights) -> delta, an aggregator
     step(model, delta, memory) -> the next model, and what the strategy remembers
+    scale(updates) -> a factor for each delta before they are combined; most strategies have none
 
-A strategy is a value of these three. Memory goes in and comes out, so it can be written to a checkpoint, and one
+A strategy is a value of these. All that it needs stands in the updates that clients sign, so an audit can weigh and
+scale again. Memory goes in and comes out, so it can be written to a checkpoint, and one
 strategy serves many runs. One of your own is such a value, or a function (**options) returning one. To all of them
 `combine="krum(f=2)"` gives another aggregator than the mean.
 Shapes: model, delta and each part of the memory float32[d].
@@ -13,6 +15,8 @@ Not here: the steps of server optimisers (`optimizers`), the rules that combine 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Context, Decimal
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +32,10 @@ from coordinator.distances import Real
 from coordinator.optimizers import Memory, Step, sgd
 from coordinator.rows import Spooled
 
+Q_MAX = 20.0  # with the next one: every power stays a number
+BASE_LOSS_MAX = 1e6  # above it a loss counts as this
+_DECIMALS = Context(prec=28)
+
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
@@ -36,6 +44,8 @@ class Strategy:
     weigh: Callable[[Update], float]
     combine: Aggregator
     step: Step
+    scale: Callable[[Sequence[Update]], Sequence[float]] | None = None
+    needs: tuple[str, ...] = ()  # fields of an update that clients are asked for: base_loss, norm, step_norm
 
     def weight(self, update: Update) -> float:
         """Weigh an update. Raises: ConfigError where a strategy of someone's own says what is no weight."""
@@ -43,6 +53,15 @@ class Strategy:
         if not 0 <= weight <= limits.FLOAT_MAX:
             raise ConfigError(f"the strategy gave an update the weight {weight}")
         return weight
+
+    def factors(self, updates: Sequence[Update]) -> list[float]:
+        """Scale the deltas of a merge. Raises: ConfigError where someone's own strategy says what are none."""
+        if self.scale is None:
+            return [1.0] * len(updates)
+        factors = [float(factor) for factor in self.scale(updates)]
+        if len(factors) != len(updates) or not all(math.isfinite(factor) for factor in factors):
+            raise ConfigError(f"the strategy gave {len(updates)} updates the factors {factors}")
+        return factors
 
 
 def by_examples(update: Update) -> float:
@@ -95,6 +114,58 @@ def fedbuff(lr: float = 1.0) -> Strategy:
     return Strategy(lambda _: 1.0, mean(), sgd(lr))
 
 
+def fednova(lr: float = 1.0) -> Strategy:
+    """FedNova: Wang et al. 2020, §4 (arXiv:2007.07481); x + η τ_eff Σ p_i Δ_i / a_i, with τ_eff = Σ p_i a_i.
+
+    a_i is `step_norm`, by its client: who takes more steps does not count for more.
+    """
+
+    def scale(updates: Sequence[Update]) -> list[float]:
+        steps = [_told(update, "step_norm") for update in updates]
+        total = math.fsum(by_examples(update) for update in updates)
+        effective = (
+            math.fsum(by_examples(update) * a for update, a in zip(updates, steps, strict=True)) / total
+        )
+        return [effective / a for a in steps]
+
+    return Strategy(by_examples, mean(), sgd(lr), scale, needs=("step_norm",))
+
+
+def qfedavg(q: float = 1.0, lr: float = 1.0, local_lr: float = 1.0) -> Strategy:
+    """q-FedAvg: Li et al. 2020, Algorithm 2 (arXiv:1905.10497); x + η Σ L F_k^q Δ_k / Σ h_k.
+
+    h_k = q F_k^(q−1) L²‖Δ_k‖² + L F_k^q, with L = 1/η_l. F_k is what the client says of its loss at the base. It is
+    h_k that weighs an update, and L F_k^q / h_k that scales it. A merge fills `local_lr` in from the plan.
+    """
+    optimizers.above_zero(local_lr=local_lr)
+    if isinstance(q, bool) or not isinstance(q, int | float) or not 0 <= q <= Q_MAX:
+        raise ConfigError(f"q must be a number from 0 to {Q_MAX}, not {q!r}")
+
+    def parts(update: Update) -> tuple[float, float]:
+        """Compute L F^q and h."""
+        loss = min(_told(update, "base_loss"), BASE_LOSS_MAX) + 1e-10
+        pulled = _power(loss, q) / local_lr
+        return pulled, q * _power(loss, q - 1) * (_told(update, "norm") / local_lr) ** 2 + pulled
+
+    def scale(updates: Sequence[Update]) -> list[float]:
+        return [pulled / h for pulled, h in map(parts, updates)]
+
+    return Strategy(lambda update: parts(update)[1], mean(), sgd(lr), scale, needs=("base_loss", "norm"))
+
+
+def _told(update: Update, name: str) -> float:
+    """Read what an update has to tell: who takes updates in makes sure that it does. Raises: ConfigError."""
+    value = getattr(update, name)
+    if value is None:
+        raise ConfigError(f"the update of {update.client} does not tell its {name}")
+    return float(value)
+
+
+def _power(base: float, exponent: float) -> float:
+    """Compute it as every machine does: the last bit of math.pow is the C library's, and an audit needs it."""
+    return float(_DECIMALS.power(Decimal(base), Decimal(exponent)))
+
+
 STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
     "fedavg": fedavg,
     "fedavgm": fedavgm,
@@ -102,6 +173,8 @@ STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
     "fedadam": fedadam,
     "fedyogi": fedyogi,
     "fedbuff": fedbuff,
+    "fednova": fednova,
+    "qfedavg": qfedavg,
 }
 
 
@@ -125,6 +198,19 @@ def resolve(text: str) -> Strategy:
     return found if rule is None else replace(found, combine=aggregators.resolve(str(rule)))
 
 
+def completed(text: str, local_lr: float) -> str:
+    """Give a strategy that takes `local_lr`, and was not given it, the plan's: an audit reads it off the transcript.
+
+    Raises: UsageError.
+    """
+    name, given = plugins.parse(text)
+    found = plugins.find("fedmq.strategies", STRATEGIES, name)
+    if not callable(found) or "local_lr" in given or "local_lr" not in signature(found).parameters:
+        return text
+    options = ", ".join(f"{key}={value!r}" for key, value in {**given, "local_lr": local_lr}.items())
+    return f"{name}({options})"
+
+
 @dataclass(frozen=True, slots=True)
 class Contribution:
     """An update in a merge."""
@@ -132,10 +218,12 @@ class Contribution:
     read: Callable[[], Vector]  # its delta: as often as the aggregator asks
     weight: float
     staleness: int = 0
+    factor: float = 1.0
 
     def delta(self) -> Vector:
-        """Read the delta, scaled by its staleness."""
-        return discounted(self.read(), self.staleness)
+        """Read the delta, scaled by its staleness and by the strategy."""
+        scaled = discounted(self.read(), self.staleness)
+        return scaled if self.factor == 1 else scaled * np.float32(self.factor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from common.identity import Role
 from common.ids import ClientId, client_id
 from common.outbox import Outbox
 from common.settings import Settings
+from edge_client.personal import Wishes
 from edge_client.service import EPOCH, NUMBER, About, Client, Report
 from edge_client.trainer import TorchTrainer
 
@@ -61,7 +62,9 @@ def _trainer(settings: Settings, me: ClientId, part: int, threads: int | None) -
     data = datasets.client_data(spec, part - 1, settings.data.num_clients, me)
     shape, classes = datasets.describe(spec, data)
     module = models.build(settings.model.name, shape, classes, seed=settings.seed, **settings.model.options)
-    return TorchTrainer(module, data, settings.training.device)
+    own = settings.training
+    wishes = Wishes(own.personal, own.ditto_lambda, own.keep_momentum)
+    return TorchTrainer(module, data, own.device, wishes=wishes)
 
 
 def part_of(me: ClientId, num_clients: int) -> int:

@@ -16,6 +16,8 @@ from common.ids import Digest
 from common.messages import Declined, Reason, Update, Verdict
 from common.outbox import Outbox, Outcome
 from common.tensors import Vector
+from edge_client.keepsakes import Keepsakes
+from edge_client.personal import NOTHING, Kept
 from edge_client.residual import Residual
 from edge_client.session import Key
 
@@ -36,6 +38,7 @@ class Custody:
     def __init__(self, outbox: Outbox, store: BlobStore) -> None:
         self.outbox = outbox
         self.residual = Residual(outbox, store)
+        self.keepsakes = Keepsakes(outbox, store)
         self._store = store
         self._lock = threading.Lock()  # an update may come while another one with the same blob goes
 
@@ -63,17 +66,23 @@ class Custody:
         return Restored(tuple(pending), judged, declined, tuple(lost))
 
     def keep(
-        self, update: Update, encoded: bytes | memoryview, left: Vector | None = None
+        self,
+        update: Update,
+        encoded: bytes | memoryview,
+        left: Vector | None = None,
+        kept: Kept = NOTHING,
     ) -> tuple[Outcome, ...]:
         """Put a delta and its update on disk, and clear away what nobody needs beside them and the base.
 
-        `left`: what the codec left out, to go into the next update. Returns the updates that had to go.
-        Raises: StorageFullError, StorageError, DamagedError.
+        `left`: what the codec left out, to go into the next update. `kept`: what training left. Returns the updates
+        that had to go. Raises: StorageFullError, StorageError, DamagedError.
         """
         with self._lock:
             try:
                 self._store.put(encoded)
-                facts = {} if left is None else self.residual.keep(update.delta.schema, left)
+                schema = update.delta.schema
+                facts = {} if left is None else self.residual.keep(schema, left)
+                facts |= self.keepsakes.keep(schema, update.run, kept)
                 waiting = self._updates()
                 evicted = self.outbox.put(update, facts)
                 self._take_back(waiting, evicted)
@@ -84,7 +93,8 @@ class Custody:
                     self._let_go(update.delta.digest)
                 raise
             with suppress(OSError, StorageError):  # the next update's turn
-                self._store.sweep({Digest(update.base), *self.outbox.blobs(), *self.residual.blobs()})
+                ours = {*self.outbox.blobs(), *self.residual.blobs(), *self.keepsakes.blobs()}
+                self._store.sweep({Digest(update.base), *ours})
         return evicted
 
     def settle(self, update: Key, verdict: Verdict) -> None:

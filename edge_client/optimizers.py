@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
     import torch
 
     from common.messages import Plan
+    from common.tensors import Vector
 
 FLOAT32_MAX = 3.4e38
+STEP_NORM_MAX = 2.0**53  # as a message can say it
 
 
 class Optimizer(Protocol):
@@ -41,6 +45,21 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], plan: Plan) -> Opti
             return Adam(parameters, plan.lr, plan.weight_decay)
         case other:
             raise ConfigError(f"no optimizer {other!r}; there are: sgd, adam")
+
+
+def step_norm(plan: Plan, steps: int) -> float | None:
+    """Say how far a constant gradient of 1 carries a weight, in learning rates: ‖a‖₁ of Wang et al. 2020, §3.1.
+
+    A plan's steps make the delta -η Σ a_i g_i (arXiv:2007.07481). Plain SGD: a = 1, …, 1. None where that is not so:
+    with another optimizer, with momentum of an earlier round, or where the proximal term overshoots.
+    """
+    if plan.optimizer != "sgd" or plan.keep_momentum or plan.lr * plan.proximal_mu > 1:
+        return None
+    way = velocity = 0.0
+    for _ in range(steps):
+        velocity = plan.momentum * velocity + 1 - plan.lr * plan.proximal_mu * way
+        way += velocity
+    return way if 1 <= way <= STEP_NORM_MAX else None
 
 
 class Sgd:
@@ -65,6 +84,21 @@ class Sgd:
                     if self._decay:
                         velocity.add_(weight, alpha=self._decay)
                     weight.add_(velocity, alpha=-self._lr)
+
+    def resume(self, velocities: Vector) -> None:
+        """Go on with the velocities that an earlier one had; those of another model are left alone."""
+        import torch
+
+        if velocities.size == sum(velocity.numel() for _, velocity in self._moved):
+            rest = torch.from_numpy(velocities.copy())  # received bytes may not be written
+            for _, velocity in self._moved:
+                part, rest = rest[: velocity.numel()], rest[velocity.numel() :]
+                velocity.copy_(part.view(velocity.shape))
+
+    def velocities(self) -> Vector:
+        """Copy them all, one after the other, float32[p]."""
+        parts = [velocity.detach().cpu().float().flatten().numpy() for _, velocity in self._moved]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
 class Adam:

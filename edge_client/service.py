@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import psutil
+from msgspec.structs import replace
 
 from common import chunks, compression, identity, limits, log
 from common.bus import Arrived, LinkDown, LinkUp
@@ -46,11 +47,12 @@ from common.messages import (
 )
 from common.outbox import Outbox, Outcome, key_of
 from common.parts import Parts
-from common.tensors import Vector
+from common.tensors import Vector, norm
 from common.topics import Kind
 from common.voice import VERSION
 from edge_client.custody import Custody, verdict_of
 from edge_client.lineage import Lineage
+from edge_client.personal import Kept
 from edge_client.session import (
     Asked,
     CoordinatorCame,
@@ -92,6 +94,16 @@ class About:
     dataset: str
     model: str
     device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a training made."""
+
+    update: Update
+    encoded: bytes | memoryview  # its delta
+    left: Vector | None  # that the codec left out
+    kept: Kept
 
 
 class Client:
@@ -386,7 +398,7 @@ class Client:
             {"event": "task.started", "round": task.round, "answer_within_s": round(task.answer_within_s)}
         )
         try:
-            update, encoded, left = await in_background(self._work, task)
+            made = await in_background(self._work, task)
         except DivergedError as error:
             self._untrained(task, Reason.DIVERGED, str(error))
         except (
@@ -397,36 +409,48 @@ class Client:
             detail = f"{type(error).__name__}: {error}"[: limits.TEXT_CHARACTERS_MAX]
             self._untrained(task, Reason.TRAINING_FAILED, detail)
         else:
-            await self._keep(task, update, encoded, left)
+            await self._keep(task, made)
 
     def _untrained(self, task: Task, reason: Reason, detail: str) -> None:
         self._inbox.put_nowait(Untrained(task.run, task.round, reason, detail))
 
-    def _work(self, task: Task) -> tuple[Update, bytes | memoryview, Vector | None]:
-        """Train; returns the update, its delta's bytes, and what they leave out."""
+    def _work(self, task: Task) -> Made:
+        """Train, and spell the delta."""
         data = self.store.read(task.base.digest)
         base = compression.decode("none", data, self.trainer.schema.elements)
-        result = self.trainer.train(base, task.plan)
-        schema, whole = self.trainer.schema, result.delta
-        forgets = task.codec in compression.CODECS and compression.CODECS[task.codec].forgets
+        schema = self.trainer.schema
+        result = self.trainer.train(base, task.plan, self.custody.keepsakes.read(schema.digest, task.run))
+        whole = result.delta
+        form = compression.CODECS.get(task.codec)
+        forgets = form is not None and form.forgets
+        if form is not None and form.mixes and result.selected is not None:
+            raise ConfigError(
+                f"the codec {task.codec} does not leave out what is personal: see training.personal"
+            )
         if forgets and (left := self.custody.residual.read(schema.digest)) is not None:
             whole = whole + left
+            if result.selected is not None:
+                whole[result.selected] = 0  # what was left of tensors that were not personal then
         encoded = compression.encode(task.codec, whole, self._rounding_seed(task))
-        left = whole - compression.decode(task.codec, encoded, schema.elements) if forgets else None
+        sent = (
+            compression.decode(task.codec, encoded, schema.elements) if forgets or task.plan.measure else None
+        )
         manifest = chunks.describe(encoded, codec=task.codec, schema=schema.digest)
-        return self._update(task, result, manifest), encoded, left
+        update = self._update(task, result, manifest)
+        if sent is not None and task.plan.measure:
+            update = replace(update, norm=norm(sent))
+        return Made(update, encoded, whole - sent if sent is not None and forgets else None, result.kept)
 
     def _rounding_seed(self, task: Task) -> int:
         """Draw a codec's random numbers from what the update is: trained again, it is the same to the bit."""
         named = f"{task.run} {task.base.digest} {self.me}"
         return int.from_bytes(hashlib.sha256(named.encode()).digest()[:8])
 
-    async def _keep(
-        self, task: Task, update: Update, encoded: bytes | memoryview, left: Vector | None
-    ) -> None:
+    async def _keep(self, task: Task, made: Made) -> None:
         """Put an update on disk before anybody hears of it."""
+        update = made.update
         try:
-            evicted = await in_background(self.custody.keep, update, encoded, left)
+            evicted = await in_background(self.custody.keep, update, made.encoded, made.left, made.kept)
         except DamagedError as error:
             self._give_up(error)
         except StorageFullError as error:
@@ -449,7 +473,7 @@ class Client:
             self._inbox.put_nowait(Judged(verdict_of(one)))
 
     def _update(self, task: Task, result: Result, manifest: Manifest) -> Update:
-        local = result.local
+        local, own = result.local, result.personal
         return Update(
             run=task.run,
             round=task.round,
@@ -463,6 +487,10 @@ class Client:
             local_loss=local.loss if local else None,
             local_accuracy=local.accuracy if local else None,
             local_examples=local.examples if local else 0,
+            personal_loss=own.loss if own else None,
+            personal_accuracy=own.accuracy if own else None,
+            base_loss=result.base_loss,
+            step_norm=result.step_norm,
         )
 
     # --- what is said -----------------------------------------------------------------------------

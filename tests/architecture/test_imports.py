@@ -62,6 +62,7 @@ ONLY_IN = {
         "common/datasets.py",
         "common/evaluation.py",
         "common/models.py",
+        "common/selection.py",
         "compose/nursery.py",
         "coordinator/assembly.py",
         "edge_client/assembly.py",

@@ -28,6 +28,7 @@ from common.messages import Plan
 from common.settings import Settings
 from common.tensors import Schema, TensorSpec, Vector
 from compose.nursery import Brood, Part
+from edge_client.personal import NOTHING, Kept
 from edge_client.trainer import Trained
 
 CNN = Schema(  # McMahan's, 1,663,370 parameters
@@ -53,7 +54,7 @@ class Stub:
     examples: int = 100
     device: str = "none"
 
-    def train(self, base: Vector, plan: Plan) -> Trained:
+    def train(self, base: Vector, plan: Plan, kept: Kept = NOTHING) -> Trained:
         return Trained(self.delta, self.examples, 1, 0.0, 0.0, None)
 
 

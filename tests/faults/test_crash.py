@@ -15,6 +15,7 @@ from coordinator import audit
 from coordinator.buffer import BufferPolicy
 from coordinator.run import Phase
 from coordinator.service import Coordinator
+from edge_client.personal import NOTHING
 from edge_client.service import Client
 from edge_client.trainer import Trained
 from faults.checker import check
@@ -33,7 +34,7 @@ class Own(NoopTrainer):
         super().__init__(SCHEMA)
         self.name, self.trained = name, []
 
-    def train(self, base, plan):
+    def train(self, base, plan, kept=NOTHING):
         self.trained.append(sha256(base.tobytes()))
         seed = int(sha256(self.name.encode() + base.tobytes())[:8], 16)
         delta = np.random.default_rng(seed).normal(size=base.size).astype(np.float32)

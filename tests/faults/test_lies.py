@@ -16,6 +16,7 @@ from coordinator.aggregators import mean
 from coordinator.buffer import BufferPolicy
 from coordinator.optimizers import sgd
 from coordinator.strategies import Strategy, by_examples
+from edge_client.personal import NOTHING
 from edge_client.service import Client
 from faults.checker import check
 from faults.test_crash import Own, killed
@@ -51,8 +52,8 @@ class Lying(Own):
         super().__init__(name)
         self.lies = lies
 
-    def train(self, base, plan):
-        return replace(super().train(base, plan), **self.lies)
+    def train(self, base, plan, kept=NOTHING):
+        return replace(super().train(base, plan, kept), **self.lies)
 
 
 class Slow(NoopTrainer):
@@ -63,9 +64,9 @@ class Slow(NoopTrainer):
     def __init__(self):
         super().__init__(SCHEMA)
 
-    def train(self, base, plan):
+    def train(self, base, plan, kept=NOTHING):
         self.go.wait()
-        return super().train(base, plan)
+        return super().train(base, plan, kept)
 
 
 def play(story):
@@ -323,10 +324,10 @@ class Swinging(NoopTrainer):
         super().__init__(SCHEMA)
         self.times = 0
 
-    def train(self, base, plan):
+    def train(self, base, plan, kept=NOTHING):
         self.times += 1
         delta = np.full_like(base, 0.5 if self.times % 2 else -0.5)
-        return replace(super().train(base, plan), delta=delta)
+        return replace(super().train(base, plan, kept), delta=delta)
 
 
 @pytest.mark.parametrize("buffer", [None, BufferPolicy(size=1)], ids=["sync", "buffered"])

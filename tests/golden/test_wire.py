@@ -25,7 +25,12 @@ MANIFEST = m.Manifest(
 
 ENVELOPED = {
     "task": m.Task(
-        run=RUN, round=7, base=MANIFEST, plan=m.Plan(epochs=2, seed=3), codec="none", answer_within_s=60.5
+        run=RUN,
+        round=7,
+        base=MANIFEST,
+        plan=m.Plan(epochs=2, seed=3, proximal_mu=0.5, personal=("bn",)),
+        codec="none",
+        answer_within_s=60.5,
     ),
     "cancel": m.Cancel(run=RUN, round=7),
     "verdict": m.Verdict(run=RUN, round=7, delta=D1, refused=m.Reason.NOT_FINITE, detail="nan"),
@@ -42,6 +47,11 @@ ENVELOPED = {
         local_loss=0.5,
         local_accuracy=0.75,
         local_examples=60,
+        personal_loss=0.375,
+        personal_accuracy=0.875,
+        base_loss=2.5,
+        norm=1.25,
+        step_norm=19.0,
     ),
     "declined": m.Declined(run=RUN, round=7, reason=m.Reason.DIVERGED, detail="loss is nan"),
     "want": m.Want(digest=D1, have=[(0, 99), (103, 103)]),

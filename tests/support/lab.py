@@ -85,6 +85,7 @@ class Lab:
         strategy="fedavg",
         quarantine=0,
         goal=NO_GOAL,
+        plan=None,
         kind=Coordinator,
         **policy,
     ):
@@ -94,7 +95,7 @@ class Lab:
             run=RunPolicy(seed=0, wait_for=wait_for, **policy),
             buffer=buffer,
             rounds=rounds,
-            plan=Plan(),
+            plan=plan or Plan(),
             codec=codec,
             goal=goal,
             quarantine=quarantine,

@@ -12,7 +12,7 @@ from common import chunks, codec, compression, envelope
 from common.identity import Identity, Role
 from common.ids import Boot, ClientId, Digest, RunId, sha256
 from common.messages import Reason, Update
-from common.tensors import Schema, TensorSpec, Vector
+from common.tensors import Schema, TensorSpec, Vector, norm
 from common.topics import Kind, Topics
 from coordinator import strategies, transcript
 from coordinator.optimizers import Memory
@@ -111,6 +111,9 @@ class Told:
             base=base or self.base,
             delta=chunks.describe(data, codec=self.codec, schema=SCHEMA.digest),
             examples=10 * ord(name[0]),
+            base_loss=abs(shift) + number / ord(name[0]),
+            norm=norm(delta),
+            step_norm=float(ord(name[0]) - number),
         )
         return self.merged(message, self.seal(message), strategies.resolve(self.strategy).weigh(message))
 
@@ -136,9 +139,12 @@ class Told:
 
     def commit(self, number: int, updates: Sequence[MergedUpdate], **more: object) -> None:
         strategy = strategies.resolve(self.strategy)
+        factors = strategy.factors([sent(update) for update in updates])
         deltas = [
-            Contribution(functools.partial(self._delta, update.delta), update.weight, update.staleness)
-            for update in updates
+            Contribution(
+                functools.partial(self._delta, update.delta), update.weight, update.staleness, factor
+            )
+            for update, factor in zip(updates, factors, strict=True)
         ]
         made = strategies.merge(strategy, self.model, deltas, self.memory)
         assert made is not None

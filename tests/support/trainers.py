@@ -4,6 +4,7 @@ import numpy as np
 
 from common.messages import Plan
 from common.tensors import Schema, Vector
+from edge_client.personal import NOTHING, Kept
 from edge_client.trainer import Trained
 
 STEP = 0.5  # exact in every codec
@@ -16,7 +17,7 @@ class NoopTrainer:
         self.schema = schema
         self.examples = examples
 
-    def train(self, base: Vector, plan: Plan) -> Trained:
+    def train(self, base: Vector, plan: Plan, kept: Kept = NOTHING) -> Trained:
         """Return a delta of steps."""
         delta = np.full_like(base, STEP)
         return Trained(delta, self.examples, steps=1, loss=0.0, seconds=0.0, local=None)

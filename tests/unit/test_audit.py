@@ -568,6 +568,27 @@ def test_a_blob_that_is_a_folder_is_found(told):
     assert "cannot be read" in found(told)[f"blobs/{sha256(b'x')}", None]
 
 
+@pytest.mark.parametrize("strategy", ["fednova(lr=0.5)", "qfedavg(q=0.7, local_lr=0.05)"])
+def test_what_clients_say_of_their_steps_and_losses_makes_the_same_models_again(tmp_path, strategy):
+    told = runs.whole(tmp_path, strategy=strategy)
+    report = verify(told)
+    assert report.ok
+    assert report.reaggregated
+    retell(told, 1, strategy=strategy.replace("0.", "0.1"))
+    assert "make the model" in found(told)[TRANSCRIPT, ROUND_1]
+
+
+def test_an_update_without_what_its_strategy_needs_is_found(tmp_path):
+    told = runs.whole(tmp_path)
+    retell(told, 1, strategy="qfedavg")
+    assert "has the weight" in found(told)[TRANSCRIPT, ROUND_1]
+    bare = replace(runs.sent(runs.facts(told)[ROUND_1 - 1].updates[0]), step_norm=None, base_loss=None)
+    for strategy, place in (("qfedavg", "cannot be weighed"), ("fednova", "cannot be merged")):
+        retell(told, 1, strategy=strategy)
+        remerge(told, ROUND_1, 0, envelope=told.seal(bare))
+        assert place in found(told)[TRANSCRIPT, ROUND_1]
+
+
 # --- the arithmetic -------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from common.messages import (
 )
 from common.topics import Kind
 from coordinator.buffer import BufferPolicy
+from edge_client.personal import NOTHING
 from support import federation
 from support.ghost import Ghost
 from support.lab import SCHEMA, TOPICS, Lab, served
@@ -50,8 +51,8 @@ class Adder(NoopTrainer):
         if not held:
             self.may_end.set()
 
-    def train(self, base, plan):
-        result = super().train(base, plan)
+    def train(self, base, plan, kept=NOTHING):
+        result = super().train(base, plan, kept)
         result.delta[:] = self.by
         assert self.may_end.wait(within(20))
         return result

@@ -38,6 +38,7 @@ from common.topics import Kind, Topics
 from common.voice import Voice
 from edge_client import session
 from edge_client.lineage import FORKED, FROZEN, ROLLED_BACK
+from edge_client.personal import NOTHING
 from edge_client.service import EPOCH, LINEAGE, About, Client
 from edge_client.session import Phase
 from support import federation
@@ -77,8 +78,8 @@ class Adder(NoopTrainer):
         self.may_end = threading.Event()
         self.may_end.set()
 
-    def train(self, base, plan):
-        result = super().train(base, plan)
+    def train(self, base, plan, kept=NOTHING):
+        result = super().train(base, plan, kept)
         self.trained += 1
         result.delta[:] = self.trained
         assert self.may_end.wait(within(20))

@@ -7,7 +7,7 @@ import torch
 from common import models
 from common.errors import ConfigError
 from common.messages import Plan
-from edge_client.optimizers import make_optimizer
+from edge_client.optimizers import make_optimizer, step_norm
 
 
 def follow(module: torch.nn.Module, optimizer: object) -> list[np.ndarray]:
@@ -56,3 +56,34 @@ def test_what_has_no_gradient_stays(name):
 def test_an_unknown_one_is_told_those_that_are():
     with pytest.raises(ConfigError, match="sgd, adam"):
         make_optimizer([], Plan(optimizer="lion"))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("steps", [1, 2, 40])
+def test_the_norm_of_the_steps_is_wangs_closed_form(rho, steps):
+    closed = (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
+    assert step_norm(Plan(momentum=rho), steps) == pytest.approx(closed, rel=1e-12)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.9])
+def test_the_norm_of_the_steps_is_how_each_gradient_counts_in_the_delta(rho):
+    plan, steps = Plan(lr=0.1, momentum=rho, proximal_mu=0.3), 15
+
+    def moved(gradients: np.ndarray) -> float:
+        w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        optimizer = make_optimizer([w], plan)
+        for gradient in gradients:
+            w.grad = gradient + plan.proximal_mu * w.detach()
+            optimizer.step()
+        return -w.item() / plan.lr
+
+    counts = [moved(torch.eye(steps, dtype=torch.float64)[:, i]) for i in range(steps)]
+    assert step_norm(plan, steps) == pytest.approx(sum(counts), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(optimizer="adam"), Plan(keep_momentum=True), Plan(lr=0.5, proximal_mu=2.1)]
+)
+def test_steps_that_are_no_sum_of_gradients_have_no_norm(plan):
+    assert step_norm(plan, 3) is None
+    assert step_norm(Plan(), 0) is None

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from common.compression import CODECS, decode, encode
 from common.inflate import deflate
 from common.messages import Reason
-from coordinator.screening import norm, screen
+from common.tensors import norm
+from coordinator.screening import screen
 
 GOOD = np.array([3, -4, 0, -0.0], np.float32)
 

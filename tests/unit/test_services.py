@@ -6,14 +6,17 @@ import json
 import threading
 from contextlib import suppress
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from common import chunks
+from common import chunks, compression
 from common.errors import ConfigError
+from common.evaluation import Scores
 from common.ids import ClientId
 from common.messages import (
     Cancel,
+    Plan,
     Reason,
     Start,
     Stop,
@@ -23,6 +26,7 @@ from common.messages import (
 )
 from common.tensors import Schema
 from coordinator.service import Coordinator
+from edge_client.personal import NOTHING, Kept
 from edge_client.service import Client
 from edge_client.trainer import DivergedError
 from support import frames
@@ -37,7 +41,7 @@ OTHER = Schema.from_wire([("weight", "float32", [3, 3])])
 
 
 class DivergingTrainer(NoopTrainer):
-    def train(self, base, plan):
+    def train(self, base, plan, kept=NOTHING):
         raise DivergedError("the loss became NaN")
 
 
@@ -105,9 +109,10 @@ class Bomber(Client):
     """Sends a frame that would grow beyond what was agreed on."""
 
     def _work(self, task):
-        update, _, left = super()._work(task)
+        made = super()._work(task)
         bomb = frames.BOMBS["holds more than it says"](4 * SCHEMA.elements)
-        return replace(update, delta=chunks.describe(bomb, codec="zstd", schema=SCHEMA.digest)), bomb, left
+        delta = chunks.describe(bomb, codec="zstd", schema=SCHEMA.digest)
+        return dataclasses.replace(made, update=replace(made.update, delta=delta), encoded=bomb)
 
 
 def test_an_update_that_is_a_bomb_is_malformed_and_the_round_goes_on(lab):
@@ -165,9 +170,9 @@ def test_a_client_takes_no_model_in_another_codec(lab):
 class CountingTrainer(NoopTrainer):
     times = 0
 
-    def train(self, base, plan):
+    def train(self, base, plan, kept=NOTHING):
         self.times += 1
-        return super().train(base, plan)
+        return super().train(base, plan, kept)
 
 
 def test_a_client_that_is_killed_after_training_does_not_train_again_and_counts(lab):
@@ -345,3 +350,112 @@ def test_a_client_that_was_away_is_told_when_it_is_back_that_its_update_counts_n
             await serving
 
     asyncio.run(main())
+
+
+# --- what a strategy needs of clients, and what stays with them -----------------------------------
+
+
+class Telling(NoopTrainer):
+    """Moves as far as it has steps, and tells what it is made to tell."""
+
+    def __init__(self, steps, **told):
+        super().__init__(SCHEMA)
+        self.steps, self.told = steps, told
+
+    def train(self, base, plan, kept=NOTHING):
+        delta = np.full_like(base, self.steps * STEP)
+        return dataclasses.replace(super().train(base, plan, kept), delta=delta, **self.told)
+
+
+def test_fednova_moves_by_the_mean_step_of_all_clients(lab):
+    few, many = (Telling(steps, step_norm=float(steps)) for steps in (1, 3))
+    coordinator = lab.coordinator(rounds=1, strategy="fednova", plan=Plan(measure=True))
+    before = coordinator.model.vector.copy()
+    assert play(coordinator, lab.client("client-1", few), lab.client("client-2", many)).completed
+    assert (coordinator.model.vector - before).tolist() == [2 * STEP] * SCHEMA.elements
+
+
+def test_qfedavg_merges_by_losses_and_lengths_and_a_false_length_is_malformed(lab):
+    class Lying(Client):
+        def _update(self, *args):
+            return replace(super()._update(*args), base_loss=0.5)
+
+        def _work(self, task):
+            made = super()._work(task)
+            return dataclasses.replace(made, update=replace(made.update, norm=made.update.norm * 1.01))
+
+    coordinator = lab.coordinator(rounds=1, strategy="qfedavg(local_lr=0.1)", plan=Plan(measure=True))
+    before = coordinator.model.vector.copy()
+    honest = lab.client("client-1", Telling(2, base_loss=0.5))
+    assert play(coordinator, honest, lab.client("client-2", NoopTrainer(SCHEMA), kind=Lying)).completed
+    (finished,) = lab.named("round.finished")
+    assert (finished["clients"], finished["refused"]) == (1, {"malformed": 1})
+    length = 6 * (2 * STEP) ** 2 / 0.1**2
+    expected = 0.5 / 0.1 * 2 * STEP / (length + 0.5 / 0.1)
+    assert coordinator.model.vector - before == pytest.approx(np.full(6, expected), rel=1e-5)
+
+
+def test_an_update_without_what_the_strategy_needs_is_malformed(lab):
+    coordinator = lab.coordinator(rounds=1, strategy="fednova")
+    play(coordinator, lab.client("client-1", Telling(1, step_norm=1.0)), lab.client("client-2"))
+    (finished,) = lab.named("round.finished")
+    assert (finished["clients"], finished["refused"]) == (1, {"malformed": 1})
+
+
+class Remembering(NoopTrainer):
+    """Counts its trainings in what is kept, and says how good its own model is."""
+
+    def train(self, base, plan, kept=NOTHING):
+        count = np.zeros_like(base) if kept.ditto is None else kept.ditto
+        scores = Scores(float(count[0]), 0.5, 4)
+        return dataclasses.replace(
+            super().train(base, plan, kept), local=scores, personal=scores, kept=Kept(ditto=count + 1)
+        )
+
+
+def test_what_a_client_keeps_is_there_for_its_next_training_and_its_scores_are_in_the_summary(lab):
+    clients = [lab.client(f"client-{number}", Remembering(SCHEMA)) for number in (1, 2)]
+    assert play(lab.coordinator(rounds=3), *clients).completed
+    said = [(one["personal_loss"], one["personal_accuracy"]) for one in lab.named("round.finished")]
+    assert said == [(0.0, 0.5), (1.0, 0.5), (2.0, 0.5)]
+    keepsakes = lab.client("client-1").custody.keepsakes
+    assert keepsakes.read(SCHEMA.digest, "").ditto.tolist() == [3.0] * SCHEMA.elements
+
+
+class Private(NoopTrainer):
+    """Keeps its first tensor elements to itself from its second training on."""
+
+    times = 0
+
+    def train(self, base, plan, kept=NOTHING):
+        self.times += 1
+        trained = super().train(base, plan, kept)
+        if self.times == 1:
+            return trained
+        selected = np.arange(base.size) < 3
+        return dataclasses.replace(trained, delta=np.where(selected, 0, trained.delta), selected=selected)
+
+
+def test_what_a_codec_left_out_before_a_tensor_was_personal_does_not_leave_the_client(lab):
+    coordinator = lab.coordinator(rounds=4, wait_for=1, codec="topk-10")
+    before = coordinator.model.vector.copy()
+    assert play(coordinator, lab.client("client-1", Private(SCHEMA))).completed
+    moved = coordinator.model.vector - before
+    assert np.count_nonzero(moved[:3]) <= 1  # what the first update took along
+    assert not lab.client("client-1").custody.residual.read(SCHEMA.digest)[:3].any()
+
+
+def test_a_codec_that_mixes_elements_is_not_used_for_personal_tensors(lab):
+    private = Private(SCHEMA)
+    private.times = 1
+    play(lab.coordinator(rounds=1, codec="eden4"), lab.client("client-1", private), lab.client("client-2"))
+    (declined,) = lab.named("update.declined")
+    assert (declined["reason"], "eden4" in declined["detail"]) == (Reason.TRAINING_FAILED, True)
+
+
+@pytest.mark.parametrize("codec", [name for name, form in compression.CODECS.items() if not form.mixes])
+def test_every_other_codec_leaves_what_is_zero_zero(codec):
+    vector = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    vector[100:400] = 0
+    decoded = compression.decode(codec, compression.encode(codec, vector, 7), 1000)
+    assert not decoded[100:400].any()

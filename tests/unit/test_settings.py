@@ -251,3 +251,21 @@ def test_alpha_is_for_the_partitions_that_take_one_and_bring_none(chosen, dealt)
 def test_a_partition_that_cannot_be_is_refused_at_once(chosen, why):
     with pytest.raises(ConfigError, match=why):
         settings.load(data__partition=chosen)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ({"training__personal": "bn", "training__ditto_lambda": 0.1}, "whole model"),
+        ({"training__keep_momentum": True, "training__optimizer": "adam"}, "sgd"),
+        ({"training__personal": "bn,"}, "training.personal"),
+    ],
+)
+def test_algorithms_of_clients_that_do_not_go_together_are_refused(flags, why):
+    with pytest.raises(ConfigError, match=why):
+        settings.load(**flags)
+
+
+def test_patterns_are_listed_with_commas(monkeypatch):
+    monkeypatch.setenv("FEDMQ_TRAINING__PERSONAL", "fc*, bn")
+    assert settings.load().training.personal == ("fc*", "bn")

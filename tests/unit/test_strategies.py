@@ -1,12 +1,25 @@
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from common.errors import ConfigError, UsageError
 from coordinator.aggregators import mean
 from coordinator.optimizers import sgd
-from coordinator.strategies import STRATEGIES, Contribution, Strategy, advance, by_examples, merge, resolve
+from coordinator.strategies import (
+    BASE_LOSS_MAX,
+    STRATEGIES,
+    Contribution,
+    Strategy,
+    advance,
+    by_examples,
+    completed,
+    merge,
+    resolve,
+)
 from support.labs import HALVING
 from support.updates import update
+
+RNG = np.random.default_rng(0)
 
 MODEL = np.array([1, -2, 0.5], np.float32)
 DELTA = np.array([0.1, -0.2, 0.05], np.float32)
@@ -110,3 +123,129 @@ def test_what_is_no_weight_is_refused(weight):
 def test_what_cannot_be_resolved_is_said(text, error, why):
     with pytest.raises(error, match=why.replace("(", r"\(")):
         resolve(text)
+
+
+# --- strategies that ask clients for more ---------------------------------------------------------
+
+
+def merged_by(strategy: Strategy, model: np.ndarray, deltas, told, examples=None) -> np.ndarray:
+    """Merge what clients say, as a coordinator does."""
+    counts = examples or [1] * len(deltas)
+    updates = [
+        replace(update(str(number), examples=count), **said)
+        for number, (count, said) in enumerate(zip(counts, told, strict=True))
+    ]
+    factors = strategy.factors(updates)
+    parts = [
+        Contribution(lambda delta=delta: delta, strategy.weight(one), factor=factor)
+        for delta, one, factor in zip(deltas, updates, factors, strict=True)
+    ]
+    return merge(strategy, model, parts, ()).model
+
+
+def federated(text: str, momentum: float, steps=(1, 50), optima=(-1.0, 1.0)) -> float:
+    """Let two clients descend (w - optimum)²/2, each with its own number of steps; say where the model ends."""
+    model = np.zeros(1, np.float32)
+    for _ in range(400):
+        deltas, told = [], []
+        for count, optimum in zip(steps, optima, strict=True):
+            w, velocity, carried, speed = float(model[0]), 0.0, 0.0, 0.0
+            for _ in range(count):
+                velocity = momentum * velocity + (w - optimum)
+                w -= 0.001 * velocity
+                speed = momentum * speed + 1
+                carried += speed
+            deltas.append(np.array([w - model[0]], np.float32))
+            told.append({"step_norm": carried})
+        model = merged_by(resolve(text), model, deltas, told)
+    return float(model[0])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_fednova_ends_at_the_mean_of_the_optima_where_fedavg_follows_who_takes_more_steps(momentum):
+    assert federated("fedavg", momentum) > 0.9
+    assert abs(federated("fednova", momentum)) < 0.05
+
+
+def test_fednova_is_the_papers_formula():
+    deltas = RNG.normal(size=(3, 5)).astype(np.float32)
+    a, n = np.array([3.0, 10.0, 1.5]), [5, 1, 4]
+    p = np.array(n) / 10
+    expected = 0.5 * (p @ a) * (p / a) @ deltas.astype(np.float64)
+    moved = merged_by(
+        resolve("fednova(lr=0.5)"), np.zeros(5, np.float32), deltas, [{"step_norm": one} for one in a], n
+    )
+    assert moved == pytest.approx(expected, rel=1e-5)
+
+
+def test_fednova_with_equal_steps_is_fedavg():
+    deltas, n = RNG.normal(size=(3, 5)).astype(np.float32), [5, 1, 4]
+    told = [{"step_norm": 7.0}] * 3
+    one, other = (
+        merged_by(resolve(name), np.zeros(5, np.float32), deltas, told, n) for name in ("fednova", "fedavg")
+    )
+    assert one == pytest.approx(other, rel=1e-6)
+
+
+@pytest.mark.parametrize("q", [0, 0.1, 1, 2.5])
+def test_qfedavg_is_the_papers_formula(q):
+    deltas, losses, lr = RNG.normal(size=(3, 5)).astype(np.float32), np.array([0.0, 0.3, 2.0]), 0.05
+    told = [
+        {"base_loss": loss, "norm": float(np.linalg.norm(delta.astype(np.float64)))}
+        for loss, delta in zip(losses, deltas, strict=True)
+    ]
+    gradients, f = -deltas.astype(np.float64) / lr, losses + 1e-10  # g = L (x - w)
+    step = (f**q) @ gradients
+    h = q * f ** (q - 1) * (gradients**2).sum(1) + f**q / lr
+    moved = merged_by(resolve(f"qfedavg(q={q}, local_lr={lr})"), np.zeros(5, np.float32), deltas, told)
+    assert moved == pytest.approx(-step / h.sum(), rel=1e-5, abs=1e-12)
+
+
+def test_qfedavg_with_q_of_nothing_is_the_plain_mean():
+    deltas = RNG.normal(size=(3, 5)).astype(np.float32)
+    told = [{"base_loss": loss, "norm": 9.0} for loss in (0.1, 5.0, 3.0)]
+    moved = merged_by(resolve("qfedavg(q=0, local_lr=0.3)"), np.zeros(5, np.float32), deltas, told, [1, 9, 5])
+    assert moved == pytest.approx(deltas.mean(0), rel=1e-5)
+
+
+def test_whatever_loss_is_said_it_is_a_weight():
+    strategy = resolve("qfedavg(q=20, local_lr=1e-3)")
+    for loss in (0.0, BASE_LOSS_MAX, 1e300):
+        said = replace(update("a"), base_loss=loss, norm=1e6)
+        assert strategy.weight(said) > 0
+        assert 0 <= strategy.factors([said])[0] <= 1
+    high, higher = (strategy.weight(replace(update("a"), base_loss=loss, norm=1.0)) for loss in (1e6, 1e300))
+    assert high == higher
+
+
+@pytest.mark.parametrize("options", ["q=-1", "q=21", "q=True", "q='1'", "local_lr=0", "lr=0"])
+def test_qfedavg_takes_no_option_without_meaning(options):
+    with pytest.raises(ConfigError):
+        resolve(f"qfedavg({options})")
+
+
+def test_what_an_update_does_not_tell_is_named():
+    with pytest.raises(ConfigError, match="step_norm"):
+        resolve("fednova").factors([update("a")])
+    with pytest.raises(ConfigError, match="base_loss"):
+        resolve("qfedavg").weight(update("a"))
+
+
+def test_the_plans_learning_rate_is_written_into_a_strategy_that_takes_it_and_was_given_none():
+    assert (
+        completed("qfedavg(q=2, combine='median')", 0.05) == "qfedavg(q=2, combine='median', local_lr=0.05)"
+    )
+    assert (
+        resolve(completed("qfedavg(q=2, combine='median')", 0.05)).combine.name
+        == resolve("fedavg(combine='median')").combine.name
+    )
+    assert completed("qfedavg(local_lr=0.1)", 0.05) == "qfedavg(local_lr=0.1)"
+    assert completed("fedavg(lr=2)", 0.05) == "fedavg(lr=2)"
+    assert completed("support.labs:HALVING", 0.05) == "support.labs:HALVING"
+
+
+@pytest.mark.parametrize("factors", [[1.0], [1.0, float("nan")]])
+def test_what_are_no_factors_is_refused(factors):
+    odd = Strategy(by_examples, mean(), sgd(1.0), lambda _: factors)
+    with pytest.raises(ConfigError, match="factors"):
+        odd.factors([update("a"), update("b")])

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from common.errors import ConfigError
 from common.evaluation import evaluate
 from common.messages import Plan
 from common.tensors import Vector
+from edge_client.personal import NOTHING, Kept, Wishes
 from edge_client.trainer import DivergedError, TorchTrainer, Trainer
 from support.labs import Pairs
 from support.trainers import STEP, NoopTrainer
@@ -199,3 +201,202 @@ def test_the_trainer_that_costs_nothing_moves_every_weight_alike():
     assert set(trained.delta) == {STEP}
     assert (trained.examples, noop.schema) == (4, schema)
     assert math.isfinite(trained.loss)
+
+
+# --- what is drawn to the base --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fedprox_adds_the_gradient_of_the_distance_to_the_base(momentum):
+    mu, lr, epochs = 0.7, 0.3, 4
+    plan = Plan(epochs=epochs, batch_size=WHOLE, lr=lr, momentum=momentum, proximal_mu=mu)
+    base = BASE.astype(np.float64)
+    flat, velocity = base, np.zeros_like(base)
+    for _ in range(epochs):
+        velocity = momentum * velocity + gradient_of(
+            lambda w: loss_at(w) + mu / 2 * np.sum((w - base) ** 2), flat
+        )
+        flat = flat - lr * velocity
+    assert trainer().train(BASE, plan).delta == pytest.approx(flat - base, rel=1e-4, abs=1e-6)
+
+
+def gradient_of(function, flat: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    steps = step * np.eye(flat.size)
+    return np.array([(function(flat + one) - function(flat - one)) / (2 * step) for one in steps])
+
+
+def test_the_stronger_a_client_is_drawn_the_nearer_it_stays_and_not_at_all_is_as_ever():
+    far = [
+        float(np.linalg.norm(trainer().train(BASE, Plan(epochs=50, batch_size=4, proximal_mu=mu)).delta))
+        for mu in (0, 0.1, 1, 10)
+    ]
+    assert far == sorted(far, reverse=True)
+    assert far[-1] < far[0] / 5
+    one, other = (trainer().train(BASE, plan) for plan in (Plan(epochs=3), Plan(epochs=3, proximal_mu=0.0)))
+    assert one.delta.tobytes() == other.delta.tobytes()
+
+
+# --- personal tensors -----------------------------------------------------------------------------
+
+
+def normed(**options) -> TorchTrainer:
+    return TorchTrainer(
+        models.build("support.labs:normed", (5,), 3), ClientData(DATA, DATA), "cpu", **options
+    )
+
+
+NORMED: Vector = models.get_flat(models.build("support.labs:normed", (5,), 3, seed=3))
+BN = slice(24, 40)
+
+
+@pytest.mark.parametrize("wishes", [Wishes(("bn",)), None], ids=["the client's", "the plan's"])
+def test_personal_tensors_are_trained_and_stay(wishes):
+    plan = Plan(epochs=2, batch_size=4, personal=() if wishes else ("bn",))
+    trained = normed(wishes=wishes).train(NORMED, plan)
+    shared = normed().train(NORMED, Plan(epochs=2, batch_size=4))
+    others = ~trained.selected
+    assert np.flatnonzero(trained.selected).tolist() == list(range(BN.start, BN.stop))
+    assert not trained.delta[BN].any()
+    assert (
+        trained.delta[others].tobytes() == shared.delta[others].tobytes()
+    )  # a first round is like any other
+    assert trained.kept.personal[BN] == pytest.approx(NORMED[BN] + shared.delta[BN])
+    assert np.isnan(trained.kept.personal[others]).all()
+
+
+def test_the_next_round_begins_with_the_clients_tensors_and_the_federations_others():
+    plan = Plan(epochs=2, batch_size=4, personal=("bn", "4.*"))
+    kept = normed().train(NORMED, plan).kept
+    other = NORMED + np.float32(0.25)
+    mine = np.where(np.isnan(kept.personal), other, kept.personal)
+    trained = normed().train(other, plan, kept)
+    plain = normed().train(mine, Plan(epochs=2, batch_size=4))
+    assert trained.local == plain.local  # scored with them
+    assert trained.kept.personal[trained.selected] == pytest.approx(
+        (mine + plain.delta)[trained.selected], rel=1e-6
+    )
+    assert trained.delta[~trained.selected] == pytest.approx(plain.delta[~trained.selected], abs=1e-7)
+    assert not trained.delta[trained.selected].any()
+
+
+def test_what_is_personal_for_the_first_time_begins_as_in_the_base():
+    kept = normed().train(NORMED, Plan(personal=("bn",))).kept
+    grown = normed().train(NORMED, Plan(personal=("4.*",)), kept)
+    assert grown.local == normed().train(NORMED, Plan()).local
+    assert np.isnan(grown.kept.personal[BN]).all()
+
+
+def test_personal_tensors_are_not_drawn_to_the_base():
+    plan = Plan(batch_size=WHOLE, momentum=0.0, epochs=2, proximal_mu=5.0, personal=("1.bias",))
+    trained = trainer().train(BASE, plan)
+    base = BASE.astype(np.float64)
+    flat = base
+    for _ in range(2):
+        pull = 5.0 * (flat - base)
+        pull[15:] = 0
+        flat = flat - plan.lr * (gradient_at(flat) + pull)
+    assert trained.kept.personal[15:] == pytest.approx(flat[15:], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("plan", "wishes", "why"),
+    [
+        (Plan(personal=("fc*",)), None, "fc"),
+        (Plan(personal=("1.weight",)), Wishes(("1.bias",)), "every tensor"),
+        (Plan(ditto_lambda=0.1), Wishes(("1.bias",)), "whole model"),
+        (Plan(optimizer="adam"), Wishes(keep_momentum=True), "keep_momentum"),
+    ],
+)
+def test_a_plan_that_does_not_go_with_the_client_is_refused(plan, wishes, why):
+    with pytest.raises(ConfigError, match=why):
+        trainer(wishes=wishes).train(BASE, plan)
+
+
+def test_a_clients_own_patterns_are_looked_at_when_it_starts():
+    with pytest.raises(ConfigError, match="fc"):
+        trainer(wishes=Wishes(("fc*",)))
+
+
+# --- a model of its own ---------------------------------------------------------------------------
+
+
+def test_ditto_trains_a_model_of_the_clients_own_beside_and_over_rounds():
+    lam, lr = 0.7, 0.3
+    plan = Plan(epochs=3, batch_size=WHOLE, lr=lr, momentum=0.0, ditto_lambda=lam)
+    own = BASE.astype(np.float64)
+    kept = NOTHING
+    for base in (BASE, BASE * np.float32(0.5), BASE + 1):
+        trained = trainer(test=DATA).train(base, plan, kept)
+        for _ in range(3):
+            own = own - lr * (gradient_at(own) + lam * (own - base))
+        assert trained.kept.ditto == pytest.approx(own, rel=1e-4, abs=1e-5)
+        module = models.build("linear", (5,), 3)
+        models.set_flat(module, trained.kept.ditto)
+        assert trained.personal == evaluate(module, DATA)
+        kept = trained.kept
+
+
+def test_what_is_sent_is_the_same_with_ditto_and_without():
+    plain = trainer("support.labs:normed", test=DATA).train(NORMED, Plan(epochs=2, batch_size=4))
+    own = trainer("support.labs:normed", test=DATA, wishes=Wishes(ditto_lambda=0.5)).train(
+        NORMED, Plan(epochs=2, batch_size=4)
+    )
+    assert own.delta.tobytes() == plain.delta.tobytes()
+    assert (own.loss, own.local) == (plain.loss, plain.local)
+    assert plain.personal is plain.kept.ditto is None
+
+
+def test_a_client_that_holds_nothing_out_scores_nothing_of_its_own():
+    assert trainer().train(BASE, Plan(ditto_lambda=0.5)).personal is None
+
+
+def test_a_clients_own_lambda_wins():
+    both = [
+        trainer(wishes=Wishes(ditto_lambda=own)).train(BASE, Plan(ditto_lambda=given)).kept.ditto.tobytes()
+        for own, given in ((0.5, 9.0), (0.0, 0.5))
+    ]
+    assert both[0] == both[1]
+
+
+def test_a_model_of_its_own_that_diverges_is_reported():
+    with pytest.raises(DivergedError):
+        trainer(test=DATA).train(BASE, Plan(epochs=200, momentum=0, lr=1.0, ditto_lambda=1e6))
+
+
+# --- momentum, and what is measured ---------------------------------------------------------------
+
+
+def test_momentum_that_is_kept_makes_two_rounds_one():
+    plan = Plan(epochs=2, batch_size=WHOLE, lr=0.3, keep_momentum=True)
+    first = trainer().train(BASE, plan)
+    second = trainer().train(BASE + first.delta, plan, first.kept)
+    whole = trainer().train(BASE, Plan(epochs=4, batch_size=WHOLE, lr=0.3))
+    assert first.delta + second.delta == pytest.approx(whole.delta, rel=1e-4, abs=1e-6)
+    assert first.kept.momentum.dtype == np.float32
+
+
+def test_momentum_is_forgotten_where_nobody_keeps_it():
+    plan = Plan(epochs=2)
+    kept = trainer(wishes=Wishes(keep_momentum=True)).train(BASE, plan).kept
+    assert kept.momentum.any()
+    one, other = trainer().train(BASE, plan, kept), trainer().train(BASE, plan)
+    assert one.delta.tobytes() == other.delta.tobytes()
+    assert other.kept == NOTHING
+
+
+def test_momentum_of_another_module_is_left_alone():
+    plan = Plan(epochs=2, keep_momentum=True)
+    one, other = (
+        trainer().train(BASE, plan, Kept(momentum=vector)) for vector in (np.ones(3, np.float32), None)
+    )
+    assert one.delta.tobytes() == other.delta.tobytes()
+
+
+def test_what_a_strategy_needs_is_measured_where_the_plan_says_so():
+    plan = Plan(epochs=2, batch_size=5, momentum=0.0, measure=True)
+    trained = trainer().train(BASE, plan)
+    assert trained.base_loss == pytest.approx(loss_at(BASE.astype(np.float64)), rel=1e-5)
+    assert trained.step_norm == trained.steps == 6
+    plain = trainer().train(BASE, msgspec.structs.replace(plan, measure=False))
+    assert (plain.base_loss, plain.step_norm) == (None, None)
+    assert plain.delta.tobytes() == trained.delta.tobytes()
