@@ -19,9 +19,10 @@ from common.limits import (
     ENVELOPE_BYTES_MAX,
     LINE_BYTES_MAX,
     MANIFEST_LINE_BYTES_MAX,
+    STARTS_REMEMBERED,
 )
+from common.limits import REPLAY_WINDOW as WINDOW
 from common.messages import Done, Heartbeat, Info, Metrics, Presence, Reason, Start, Status
-from common.replay import STARTS_REMEMBERED, WINDOW
 from common.topics import Kind, Topics
 from common.trust import TrustStore
 from support import federation
