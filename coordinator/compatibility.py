@@ -41,6 +41,8 @@ FEATURES: Mapping[str, Callable[[Chosen], bool]] = {
     "late updates refused": lambda it: it.settings.run.late == "refuse",
     "robust aggregator": lambda it: it.strategy.combine.is_robust,
     "sparse codec": lambda it: CODECS[it.settings.run.codec].forgets,
+    "reported weights": lambda it: bool(it.strategy.needs),
+    "q-FedAvg": lambda it: it.strategy_name == "qfedavg",
     "selection": lambda it: it.settings.run.selection != "uniform",
     "everybody asked": lambda it: it.settings.run.cohort_size is None,
 }
@@ -57,6 +59,18 @@ PAIRS = (
         "sparse codec",
         "most places of a sparse update are nothing, and a rule that looks for the usual one finds that",
         "Take int8 or eden2 as --codec, or mean as --aggregator.",
+    ),
+    Pair(
+        "robust aggregator",
+        "reported weights",
+        "such a rule does not believe what clients report, and the strategy stands on it",
+        "Take mean as --aggregator, or fedavg as --strategy.",
+    ),
+    Pair(
+        "q-FedAvg",
+        "buffered mode",
+        "the losses that it weighs by are those of one model",
+        "Take fedbuff as --strategy, or leave out --mode buffered.",
     ),
     Pair(
         "selection",

@@ -7,6 +7,7 @@ import pytest
 
 from common.ids import ClientId
 from common.messages import Admit, RoundState, ScoreLine
+from edge_client.personal import NOTHING
 from support.lab import SCHEMA, Lab, served
 from support.operators import Operator
 from support.patience import within
@@ -21,8 +22,8 @@ class Shifter(NoopTrainer):
         super().__init__(SCHEMA)
         self.by = by
 
-    def train(self, base, plan):
-        result = super().train(base, plan)
+    def train(self, base, plan, kept=NOTHING):
+        result = super().train(base, plan, kept)
         result.delta[:] = self.by
         return result
 
