@@ -164,8 +164,8 @@ class Keeping(Client):
         self.kept = asyncio.Event()
         keep, loop = self.custody.keep, asyncio.get_running_loop()
 
-        def keep_and_stop(update, encoded):
-            keep(update, encoded)
+        def keep_and_stop(update, encoded, *more):
+            keep(update, encoded, *more)
             self._inbox.put_nowait = lambda _: None
             loop.call_soon_threadsafe(self.kept.set)
             return ()

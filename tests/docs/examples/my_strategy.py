@@ -6,8 +6,9 @@ Source: Hsu et al. 2019, FedAvgM (arXiv:1909.06335).
 import numpy as np
 
 from common.tensors import Vector
-from coordinator.aggregators import Mean
-from coordinator.strategies import Memory, Strategy, by_examples
+from coordinator.aggregators import mean
+from coordinator.optimizers import Memory
+from coordinator.strategies import Strategy, by_examples
 
 
 def momentum(lr: float = 1.0, beta: float = 0.5) -> Strategy:
@@ -18,4 +19,4 @@ def momentum(lr: float = 1.0, beta: float = 0.5) -> Strategy:
         velocity = np.float32(beta) * velocity + delta
         return model + np.float32(lr) * velocity, (velocity,)
 
-    return Strategy(weigh=by_examples, combine=Mean, step=step)
+    return Strategy(weigh=by_examples, combine=mean(), step=step)
