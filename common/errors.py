@@ -176,6 +176,7 @@ class InvitationError(ConfigError):
 class KeysMissingError(ConfigError):
     """Enrol this machine: `fedmq pair invite` where the federation's root lives, then `fedmq pair join CODE` here.
 
+    An operator's machine is invited with --role operator.
     Or copy what `fedmq keys export` writes, or say with --keys-dir where the keys are. A federation's root is made by
     `fedmq keys init`, or by its coordinator's first start.
     """

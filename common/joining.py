@@ -49,7 +49,10 @@ NONCE_BYTES = 16
 INBOX_MAX = 64  # messages that wait
 UNANSWERED_S = 20.0  # after so long it is said that nobody answers
 _NEW = "Ask for a new invitation: `fedmq pair invite` where the root's key is."
-_SEEN = "Somebody else has seen the invitation: tell who invited you, and ask for a new one that nobody else sees."
+_SEEN = (
+    "Unless it was an earlier try of yours, somebody else has seen the invitation: tell who invited you, and ask for a "
+    "new one that nobody else sees."
+)
 _ADVICE = {
     EnrolReason.EXPIRED: f"{_NEW} It stays open until its code is confirmed, for ten minutes at most.",
     EnrolReason.USED: _SEEN,

@@ -58,7 +58,7 @@ def clients_exclude(
         settings,
         lambda it, us: Exclude(command=it, certificate=us, client=name),
         lambda _: (
-            f"{name} is excluded: nobody waits for it, and what it reports is refused, until it is admitted"
+            f"{name} is excluded: no round asks it, and what it reports is refused, until it is admitted"
         ),
         as_json=as_json,
     )

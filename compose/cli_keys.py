@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.errors import UsageError
+from common.errors import TransportError, UsageError
 from common.limits import ROTATION_OVERLAP_DAYS
 from compose.cli_shared import errors_said, load, make_root, part_flags, run, tell
 from compose.options import (
@@ -210,3 +210,5 @@ def take_back(settings: "Settings", role: str, name: str, *, as_json: bool) -> N
         [f"revoked {wanted} {name}; {told}"],
         as_json=as_json,
     )
+    if why:
+        raise typer.Exit(TransportError.exit_code)

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import sys
+import termios
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -129,7 +130,7 @@ async def invite(
             root.root,
             root.key,
             nonce=secrets.token_bytes(NONCE_BYTES),
-            is_enrolled=lambda name: bool(Register(directory).of(wish.role, name, datetime.now(UTC))),
+            is_enrolled=lambda name: _is_taken(directory, wish.role, name),
         )
         await link.subscribe(request_topic(invitation))
         renewed = identity.refresh_revocations(directory, secret)
@@ -142,16 +143,28 @@ async def invite(
         await _Welcome(link, invitation, machine, vouch=vouch, say=say).over()
 
 
+def _is_taken(directory: Path, role: Role, name: str) -> bool:
+    """Tell whether somebody has the name; operators share theirs, and so do dashboards, each with a key of its own."""
+    return not ONLY_NAME[role] and bool(Register(directory).of(role, name, datetime.now(UTC)))
+
+
+def _names(role: Role) -> str:
+    if ONLY_NAME[role]:
+        return f"Leave --name out: all of that role share the name {ONLY_NAME[role]}, each with a key of its own."
+    beginning = "It begins with bridge-, and" if role is Role.BRIDGE else "It"
+    return f"{beginning} has lower-case letters, digits and hyphens."
+
+
 def _checked(wish: Wish, directory: Path) -> Wish:
     """Find out before anybody is shown a code what would come to nothing. Raises: UsageError, ConfigError."""
     if wish.role not in ONLY_NAME:
         raise UsageError(f"nobody is invited as {wish.role}; roles for that are: {', '.join(ONLY_NAME)}")
     wish = replace(wish, name=wish.name or ONLY_NAME[wish.role])
     if wish.name and not certificates.may_be_called(wish.role, wish.name):
-        raise UsageError(f"no {wish.role} can be called {wish.name!r}")
+        raise UsageError(f"no {wish.role} can be called {wish.name!r}", advice=_names(wish.role))
     if wish.at is not None:
         _address(wish.at)
-    if not wish.may_replace and Register(directory).of(wish.role, wish.name, datetime.now(UTC)):
+    if not wish.may_replace and _is_taken(directory, wish.role, wish.name):
         raise ConfigError(
             f"{wish.role} {wish.name} has a certificate already",
             advice="Say --replace to give it another one, or --name to invite somebody else.",
@@ -385,6 +398,7 @@ class _Welcome:
         code = f"{asked.code[:3]} {asked.code[3:]}"
         about = {"role": asked.role, "name": asked.name, "code": code, "key": asked.fingerprint}
         self._say({"event": "pairing.asked", **about, **({"replaces": True} if asked.replaces else {})})
+        _forget_typed()
         self._question = f"Does the screen of {asked.name} show the code {code} as well? [y/N] "
         _prompt(self._question)
         is_confirmed = await in_background(_yes)
@@ -415,6 +429,12 @@ def _yes() -> bool:
         while not typed.endswith(b"\n") and (more := os.read(0, 4096)):
             typed += more
     return typed.strip().lower() in {b"y", b"yes"}
+
+
+def _forget_typed() -> None:
+    """Let nothing that was typed before a question answer it."""
+    with contextlib.suppress(OSError, ValueError, termios.error):  # standard input is no terminal, or closed
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 def _prompt(text: str) -> None:

@@ -109,8 +109,13 @@ def lines(event: Event) -> list[str]:
             where = f"its keys are in {event['keys_dir']}" if "keys_dir" in event else more
             return [f"{who} is enrolled; {where}"]
         case "pairing.next":
-            begin = [f"begin with: {event['command']}"] if event["command"] else []
-            return [*begin, "what runs already under that name is to be started again"]
+            command = str(event["command"] or "")
+            begin = [f"begin with: {command}"] if command else []
+            alike = [
+                "with --num-clients, --partition and --seed as the other clients have them, if they were given any"
+            ]
+            shared = alike if command.startswith("fedmq client") else []
+            return [*begin, *shared, "what runs already under that name is to be started again"]
         case str(name) if name in LINES:
             return [LINES[name].format(**event)]
         case _:

@@ -16,7 +16,7 @@ from common.keys import KeyType
 from common.messages import EnrolReason
 from compose import inviting
 from compose.cli import app
-from compose.inviting import Wish, _checked
+from compose.inviting import Wish, _checked, _is_taken
 from support import federation
 
 OFFER = Offer(
@@ -142,3 +142,22 @@ def test_each_reason_for_which_nothing_comes_of_a_pairing_has_its_advice():
 @pytest.mark.parametrize(("host", "here"), [("127.0.0.9", True), ("localhost", True), ("192.0.2.1", False)])
 def test_loopback_addresses_are_those_of_this_machine(host, here):
     assert inviting._is_here(host) is here
+
+
+@pytest.mark.parametrize("role", [Role.OPERATOR, Role.DASHBOARD])
+def test_one_more_operator_is_invited_though_there_is_one(tmp_path, role):
+    identity.create_root(tmp_path, "lab", KeyType.ED25519)
+    identity.issue(tmp_path, role, role, KeyType.ED25519)
+    wish = replace(WISH, role=role, name="")
+    assert _checked(wish, tmp_path).name == role
+    assert not _is_taken(tmp_path, role, role)
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "advice"),
+    [(Role.OPERATOR, "ada", "Leave --name out"), (Role.CLIENT, "A_1", "lower-case letters")],
+)
+def test_a_name_that_cannot_be_comes_with_those_that_can(tmp_path, role, name, advice):
+    with pytest.raises(UsageError) as refused:
+        _checked(replace(WISH, role=role, name=name), tmp_path)
+    assert advice in refused.value.advice
