@@ -48,6 +48,11 @@ class Role(StrEnum):
     BROKER = "broker"
 
     @property
+    def is_shared(self) -> bool:
+        """Tell whether all of this role share one name, each with a key of its own."""
+        return self in {Role.OPERATOR, Role.DASHBOARD}
+
+    @property
     def with_article(self) -> str:
         """Say a client, an operator."""
         return f"{'an' if self is Role.OPERATOR else 'a'} {self}"

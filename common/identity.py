@@ -143,11 +143,12 @@ def vouch(
 ) -> x509.Certificate:
     """Sign a certificate for somebody else's key.
 
-    `overlap`: how long certificates that this name has already count beside it; None: it may have none.
+    `overlap`: how long certificates that this name has already count beside it; None: it may have none, unless those of
+    its role share a name.
     Raises: ConfigError.
     """
     with _locked(directory):
-        if overlap is None and Register(directory).of(role, name, datetime.now(UTC)):
+        if overlap is None and not role.is_shared and Register(directory).of(role, name, datetime.now(UTC)):
             raise ConfigError(f"{role} {name} has a certificate already")
         made = _vouch(directory, role, name, public, passphrase)
         if overlap is not None:

@@ -144,8 +144,8 @@ async def invite(
 
 
 def _is_taken(directory: Path, role: Role, name: str) -> bool:
-    """Tell whether somebody has the name; operators share theirs, and so do dashboards, each with a key of its own."""
-    return not ONLY_NAME[role] and bool(Register(directory).of(role, name, datetime.now(UTC)))
+    """Tell whether somebody has the name for himself."""
+    return not role.is_shared and bool(Register(directory).of(role, name, datetime.now(UTC)))
 
 
 def _names(role: Role) -> str:

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from common import parts
 from common.bus import Arrived, LinkDown, LinkUp
 from common.errors import TimedOutError, TransportError, UnhealthyError
@@ -250,7 +252,7 @@ def facts(message: Message) -> Iterator[tuple[str, object]]:
         if name in {"certificate", "hashes", "tensors", "settings"}:
             yield name, f"({len(value)})"
         elif value is not None:
-            yield name, value
+            yield name, msgspec.to_builtins(value)
 
 
 def clients(picture: Picture) -> Iterator[dict[str, Any]]:

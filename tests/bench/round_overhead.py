@@ -141,6 +141,7 @@ def coordinator(settings: Settings, given: argparse.Namespace) -> Callable:
     async def run(part: Part) -> int:
         from coordinator import strategies
         from coordinator.archive import Archive, Terms
+        from coordinator.goals import Goal
         from coordinator.ledger import Ledger
         from coordinator.model import GlobalModel
         from coordinator.run import RunPolicy
@@ -156,6 +157,8 @@ def coordinator(settings: Settings, given: argparse.Namespace) -> Callable:
             given.rounds,
             Plan(),
             given.codec,
+            goal=Goal(),
+            quarantine=0,
             hold=False,
             config={},
         )

@@ -14,6 +14,7 @@ from common.invitation import Invitation
 from common.inviter import Offer
 from common.keys import KeyType
 from common.messages import EnrolReason
+from common.register import Register
 from compose import inviting
 from compose.cli import app
 from compose.inviting import Wish, _checked, _is_taken
@@ -151,6 +152,8 @@ def test_one_more_operator_is_invited_though_there_is_one(tmp_path, role):
     wish = replace(WISH, role=role, name="")
     assert _checked(wish, tmp_path).name == role
     assert not _is_taken(tmp_path, role, role)
+    identity.vouch(tmp_path, role, role, keys.generate(KeyType.ED25519).public_key())
+    assert [one.ends for one in Register(tmp_path).all()] == [None, None]  # both count
 
 
 @pytest.mark.parametrize(
