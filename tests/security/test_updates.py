@@ -10,6 +10,7 @@ from common.messages import BY_REPLY, Manifest, Reason
 from common.tensors import Schema
 from coordinator import strategies
 from coordinator.screening import screen
+from coordinator.strategies import Contribution
 from support import hostile
 from support.updates import update
 
@@ -20,6 +21,12 @@ SCHEMA = Schema.from_wire([("w", "float32", [2, 2])])
 
 def blob(name, *values):
     return bytes(encode(name, np.array(values, np.float32)))
+
+
+def merged(model, delta, weights):
+    """Merge the same delta with these weights into a model."""
+    contributions = [Contribution(lambda: delta, weight) for weight in weights]
+    return strategies.merge(strategies.resolve("fedavg"), model, contributions, ()).model
 
 
 @pytest.mark.parametrize("name", ["none", "zstd"])
@@ -49,17 +56,13 @@ def test_denormals_and_minus_zero_are_numbers_like_others(name):
     tiny = HALF_TINY if "16" in name else TINY
     delta = screen(blob(name, tiny, -tiny, -0.0, 0.0), codec=name, elements=4)
     assert delta.tolist() == [tiny, -tiny, 0, 0]
-    fedavg = strategies.resolve("fedavg")
-    vector, _ = strategies.merge(fedavg, np.ones(4, np.float32), [(delta, 1.0, 0), (delta, 2.0, 0)], ())
-    assert np.isfinite(vector).all()
+    assert np.isfinite(merged(np.ones(4, np.float32), delta, (1.0, 2.0))).all()
 
 
 def test_what_is_within_the_norm_cannot_make_a_model_infinite():
     delta = screen(blob("none", limits.DELTA_NORM_MAX, 0, 0, 0), codec="none", elements=4)
-    fedavg = strategies.resolve("fedavg")
     for weights in ((1.0, 2.0**40), (2.0**40, 2.0**40)):
-        deltas = [(delta, weight, 0) for weight in weights]
-        vector, _ = strategies.merge(fedavg, np.zeros(4, np.float32), deltas, ())
+        vector = merged(np.zeros(4, np.float32), delta, weights)
         assert np.abs(vector).max() <= limits.DELTA_NORM_MAX * 1.000001
 
 
