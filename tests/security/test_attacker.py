@@ -611,6 +611,9 @@ def test_without_a_certificate_of_this_root_nobody_is_let_in(town, tmp_path):
     play(town, story)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning"
+)  # asyncio forgets the sockets of failed handshakes
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_an_older_tls_is_not_spoken(town):
     async def story():
