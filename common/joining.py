@@ -40,13 +40,11 @@ from common.newcomer import (
     Send,
     Show,
 )
-from common.pairing import Heard, answer_topic, request_topic
+from common.pairing import NONCE_BYTES, Heard, answer_topic, request_topic
 from common.settings import Settings
 from common.tls import Tls
 from common.voice import VERSION
 
-NONCE_BYTES = 16
-INBOX_MAX = 64  # messages that wait
 UNANSWERED_S = 20.0  # after so long it is said that nobody answers
 _NEW = "Ask for a new invitation: `fedmq pair invite` where the root's key is."
 _SEEN = (
@@ -226,7 +224,7 @@ class _Pairing:
                         self._say({"event": "broker.unreachable", "why": why})
                     self._why_down = why
                 case Arrived(_, payload) if len(payload) <= limits.PAIRING_BYTES_MAX:
-                    if self._inbox.qsize() < INBOX_MAX:  # we ask again
+                    if self._inbox.qsize() < limits.PAIRING_INBOX_MAX:  # we ask again
                         self._inbox.put_nowait(Heard(payload))
                 case _:
                     pass

@@ -134,6 +134,7 @@ PAIRING_ATTEMPTS = (
 )
 PAIRING_AGAIN_S = 3.0  # a newcomer asks again so often
 PAIRING_LINGER_S = 10.0  # whoever let a newcomer in answers it again for so long after it last asked
+PAIRING_INBOX_MAX = 64  # messages that wait
 PAIRING_BYTES_MAX = 16 * 1024  # one message
 PAIRING_BROKERS_MAX = 8
 INVITATION_CHARACTERS_MAX = 1024  # more than the longest host and federation need

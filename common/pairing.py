@@ -32,6 +32,7 @@ from common.topics import Topics
 
 T = TypeVar("T", bound=Message)
 
+NONCE_BYTES = 16
 CLIENT, COORDINATOR = b"fedmq-enrol-v1/client", b"fedmq-enrol-v1/coordinator"  # whose MAC it is
 CANCEL = b"fedmq-enrol-v1/cancel"  # the newcomer's, when it leaves
 _CODE = b"fedmq-enrol-v1/sas"

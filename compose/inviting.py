@@ -46,15 +46,13 @@ from common.inviter import (
 from common.keys import PublicKey
 from common.messages import EnrolReason
 from common.mqtt import Address, MqttLink, is_loopback
-from common.pairing import Heard, answer_topic, request_topic
+from common.pairing import NONCE_BYTES, Heard, answer_topic, request_topic
 from common.register import Register
 from common.settings import Settings
 from common.topics import TOKEN_ID_BYTES, Topics
 from compose import wording
 
-NONCE_BYTES = 16
 ONLY_NAME = {Role.CLIENT: "", Role.BRIDGE: "", Role.OPERATOR: OPERATOR, Role.DASHBOARD: DASHBOARD}
-INBOX_MAX = 64  # messages that wait
 _AGAIN = "Run `fedmq pair invite` again for a new code."
 _UNUSED = (
     f"{_AGAIN} If it got a certificate, with --replace; the one that it replaces counts for "
@@ -364,7 +362,7 @@ class _Welcome:
         while True:
             match await self._link.next():
                 case Arrived(_, payload) if len(payload) <= limits.PAIRING_BYTES_MAX:
-                    if self._inbox.qsize() < INBOX_MAX:  # it is asked again
+                    if self._inbox.qsize() < limits.PAIRING_INBOX_MAX:  # it is asked again
                         self._inbox.put_nowait(Heard(payload))
                 case LinkDown(why, _):
                     if not is_down:

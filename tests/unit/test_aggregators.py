@@ -26,7 +26,8 @@ from coordinator.aggregators import (
     resolve,
     trimmed_mean,
 )
-from coordinator.rows import COLUMNS, Spooled
+from coordinator.distances import squared_distances
+from coordinator.rows import COLUMNS, Array, Spooled
 
 F = 2
 ROBUST = {
@@ -293,6 +294,21 @@ def test_a_few_bad_rows_cannot_move_the_result_beyond_the_honest_ones(name, seed
     assert np.linalg.norm(judged.delta - honest.mean(0)) <= reach
     lost = [not np.isfinite(rows[i]).all() for i in order]
     assert judged.scores is None or np.isinf(judged.scores[lost]).all()
+
+
+def test_a_row_that_is_not_finite_is_one_of_the_f():
+    rows = made(4, 12)
+    spoilt = np.array([*rows, np.full(6, np.nan, np.float32)])
+    assert np.array_equal(trimmed_mean(2)(spoilt), trimmed_mean(1)(rows))
+    assert np.array_equal(multi_krum(2)(spoilt), multi_krum(1)(rows))
+    assert np.array_equal(bulyan(2)(spoilt), bulyan(1)(rows))
+
+
+def test_what_all_rows_have_in_common_costs_their_distances_no_digits():
+    rows = made(6, 8, 1000)
+    far = rows + np.float32(4096)  # of which float32 holds 2048 steps to 1
+    held = far - np.float32(4096)
+    assert squared_distances(Array(far)) == pytest.approx(apart(held), rel=1e-3, abs=1e-3)
 
 
 def test_the_mean_is_moved_by_one_bad_row():

@@ -1,6 +1,9 @@
 """What an invitation would come to nothing for is found out before anybody is shown a code; and what is shown."""
 
 import json
+import os
+import select
+import sys
 from dataclasses import replace
 
 import pytest
@@ -17,7 +20,7 @@ from common.messages import EnrolReason
 from common.register import Register
 from compose import inviting
 from compose.cli import app
-from compose.inviting import Wish, _checked, _is_taken
+from compose.inviting import Wish, _checked, _forget_typed, _is_taken
 from support import federation
 
 OFFER = Offer(
@@ -164,3 +167,21 @@ def test_a_name_that_cannot_be_comes_with_those_that_can(tmp_path, role, name, a
     with pytest.raises(UsageError) as refused:
         _checked(replace(WISH, role=role, name=name), tmp_path)
     assert advice in refused.value.advice
+
+
+def test_what_was_typed_before_the_question_answers_nothing(monkeypatch):
+    keyboard, terminal = os.openpty()
+    with os.fdopen(terminal) as stdin, os.fdopen(keyboard, "wb", 0) as hand:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        hand.write(b"y\n")
+        assert select.select([stdin], [], [], 5)[0]
+        _forget_typed()
+        assert not select.select([stdin], [], [], 0)[0]
+
+
+def test_a_standard_input_that_is_no_terminal_is_left_alone(monkeypatch, tmp_path):
+    (tmp_path / "answers").write_text("y\n")
+    with (tmp_path / "answers").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        _forget_typed()
+        assert stdin.read() == "y\n"
