@@ -52,6 +52,7 @@ from coordinator.run import (
     EndRun,
     Evaluated,
     Gather,
+    Key,
     OpenRound,
     Phase,
     Release,
@@ -63,6 +64,7 @@ from coordinator.run import (
     Snapshot,
     Started,
     StopAsked,
+    key_of,
 )
 from coordinator.shelf import Shelf
 
@@ -107,7 +109,9 @@ class BufferMachine:
     shelf: Shelf = field(init=False)
     draws: Draws = field(init=False)
     merging: tuple[Offered, ...] = ()  # in order
-    expelled: dict[ClientId, Reason] = field(default_factory=dict)  # while its update was being merged
+    expelled: dict[Key, Reason] = field(
+        default_factory=dict
+    )  # what is not to count if no model comes of this merge
     refusals: dict[ClientId, Reason] = field(default_factory=dict)  # since the last round ended
     declined: set[ClientId] = field(default_factory=set)  # in this round, from the version of now
     stopping: bool = False  # with the open round
@@ -139,6 +143,11 @@ class BufferMachine:
     def awaits(self, client: ClientId, delta: str) -> bool:
         """Tell whether this delta is on its way here from this client."""
         return self.shelf.awaits(client, delta)
+
+    def held(self, client: ClientId) -> tuple[Offered, ...]:
+        """List what is here of a client, or on its way here, and not merged."""
+        merging = tuple(offer for offer in self.merging if offer.client == client)
+        return (*self.shelf.held(client), *merging)
 
     def bases_in_use(self) -> set[Digest]:
         """List the models that somebody may still fetch."""
@@ -193,8 +202,8 @@ class BufferMachine:
                 self.here.discard(client)
                 self.at_work.pop(client, None)
                 yield from self._go_on(now)
-            case Expelled(client, reason):
-                yield from self._expelled(client, reason, now)
+            case Expelled():
+                yield from self._expelled(event, now)
             case Offered():
                 yield from self._offered(event, now)
             case Received():
@@ -412,7 +421,7 @@ class BufferMachine:
     def _merge_failed(self, why: str, now: Seconds) -> Effects:
         if self.phase is Phase.ROUND and self.merging:
             for offer in self.merging:
-                if reason := self.expelled.get(offer.client):
+                if reason := self.expelled.get(key_of(offer)):
                     self.answers[Digest(offer.update.base)][offer.client] = Judge(offer, reason)
                     yield Revoke(offer, reason)
                 else:
@@ -502,15 +511,20 @@ class BufferMachine:
             if isinstance(effect, Judge) and effect.refused is not Reason.EQUIVOCATION:
                 yield from self._answered(effect.offer.client, effect.offer.update.base, effect, now)
 
-    def _expelled(self, client: ClientId, reason: Reason, now: Seconds) -> Effects:
+    def _expelled(self, event: Expelled, now: Seconds) -> Effects:
         """Let nothing of a client count any more, but for what is being merged, if a model comes of that."""
-        self.here.discard(client)
-        if any(offer.client == client for offer in self.merging):
-            self.expelled[client] = reason
-        work = self.at_work.pop(client, None)
-        ended = tuple(self.shelf.expel(client, reason))
+        client, reason = event.client, event.reason
+        self.expelled |= {key_of(offer): reason for offer in self.merging if event.concerns(offer)}
+        work = None
+        if event.bases is None:
+            self.here.discard(client)
+            work = self.at_work.pop(client, None)
+        ended = tuple(self.shelf.expel(event))
         for effect in ended:
-            self.answers[Digest(effect.offer.update.base)][client] = Judge(effect.offer, reason)
+            base = Digest(effect.offer.update.base)
+            self.answers[base][client] = Judge(effect.offer, reason)
+            if (at_it := self.at_work.get(client)) is not None and at_it.base == base:
+                del self.at_work[client]
             yield effect
         if ended or work is not None:
             self.refusals[client] = reason

@@ -90,6 +90,11 @@ class Expelled:
 
     client: ClientId
     reason: Reason
+    bases: frozenset[Digest] | None = None  # it may take part, and only its updates from these do not count
+
+    def concerns(self, offer: Offered) -> bool:
+        """Tell whether an update does not count."""
+        return offer.client == self.client and (self.bases is None or offer.update.base in self.bases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +280,11 @@ class RoundMachine:
             self.offers[client] for client in self.cohort if self.standing.get(client) is Standing.TAKEN
         )
 
+    def held(self, client: ClientId) -> tuple[Offered, ...]:
+        """List what is here, or on its way here, of a client."""
+        is_held = self.standing.get(client) in {Standing.FETCHING, Standing.TAKEN}
+        return (self.offers[client],) if is_held and self.phase is Phase.REPORTING else ()
+
     def was_missed(self) -> bool:
         """Tell whether somebody in the cohort has not answered."""
         return not set(self.standing.values()) <= {Standing.TAKEN, Standing.REFUSED}
@@ -348,6 +358,8 @@ class RoundMachine:
     def _expelled(self, event: Expelled, now: Seconds) -> Effects:
         standing, offer = self.standing.get(event.client), self.offers.get(event.client)
         if standing is None or standing is Standing.REFUSED:
+            return
+        if event.bases is not None and (offer is None or not event.concerns(offer)):
             return
         self._refuse(event.client, event.reason)
         if standing is Standing.TAKEN:

@@ -247,6 +247,14 @@ class RunPolicy:
         return max(DEADLINE_S_MIN, self.patience * slowest_s)
 
 
+Key = tuple[ClientId, Digest]
+
+
+def key_of(offer: Offered) -> Key:
+    """Name an update: a client makes one from a base."""
+    return offer.client, Digest(offer.update.base)
+
+
 @dataclass(slots=True)
 class RunMachine:
     """Opens rounds until enough have committed."""
@@ -262,7 +270,9 @@ class RunMachine:
     releases: dict[Digest, Release] = field(default_factory=dict)  # the newest STALENESS_MAX + 1
     shelf: Shelf = field(default_factory=lambda: Shelf(LATE_PER_CLIENT_MAX))
     merging: tuple[Offered, ...] = ()  # in order
-    expelled: dict[ClientId, Reason] = field(default_factory=dict)  # while its update was being merged
+    expelled: dict[Key, Reason] = field(
+        default_factory=dict
+    )  # what is not to count if no model comes of this merge
     spent: dict[ClientId, Reason] = field(default_factory=dict)  # whose one update from this base was refused
     first: bool = True  # the run's first round is still to come
     stopping: bool = False  # with the open round
@@ -292,6 +302,11 @@ class RunMachine:
         """Tell whether this delta is on its way here from this client."""
         offered = self.round.offers.get(client) if self.round else None
         return (offered is not None and offered.delta == delta) or self.shelf.awaits(client, delta)
+
+    def held(self, client: ClientId) -> tuple[Offered, ...]:
+        """List what is here of a client, or on its way here, and not merged."""
+        merging = tuple(offer for offer in self.merging if offer.client == client)
+        return (*(self.round.held(client) if self.round else ()), *self.shelf.held(client), *merging)
 
     def bases_in_use(self) -> set[Digest]:
         """List the models that somebody may still fetch."""
@@ -483,10 +498,10 @@ class RunMachine:
 
     def _expelled(self, event: Expelled) -> Effects:
         """Let nothing of a client count any more, but for what is being merged, if a model comes of that."""
-        self.here.discard(event.client)
-        if any(offer.client == event.client for offer in self.merging):
-            self.expelled[event.client] = event.reason
-        for effect in self.shelf.expel(event.client, event.reason):
+        if event.bases is None:
+            self.here.discard(event.client)
+        self.expelled |= {key_of(offer): event.reason for offer in self.merging if event.concerns(offer)}
+        for effect in self.shelf.expel(event):
             if effect.offer.update.base == self.base:
                 self.spent[event.client] = event.reason
             yield effect
@@ -598,7 +613,7 @@ class RunMachine:
             refused = self.round.refusals.items()
             self.spent |= {client: reason for client, reason in refused if client in self.round.offers}
             for offer in self.merging or self.round.taken():
-                if reason := self.expelled.get(offer.client):
+                if reason := self.expelled.get(key_of(offer)):
                     yield from self._revoke(offer, reason)
                 else:
                     self.shelf.keep(offer, taken=True)

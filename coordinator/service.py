@@ -12,7 +12,7 @@ import dataclasses
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -388,17 +388,16 @@ class Coordinator:
         for client, kid in tuple(self.clients.kids.items()):
             if self.ingress.trust.is_revoked(kid):
                 self._bar(client, Reason.REVOKED)
-            elif self.ingress.trust.has_revoked(client) and await self._durably(self._owes, client):
-                self._run_inbox.put_nowait(Expelled(client, Reason.REVOKED))
-                if self.clients.may_take_part(client):
-                    self._run_inbox.put_nowait(ClientCame(client))
+            elif self.ingress.trust.has_revoked(client):
+                held = self.machine.held(client)
+                revoked = await self._durably(self._signed_in_vain, held)
+                if revoked:
+                    self._run_inbox.put_nowait(Expelled(client, Reason.REVOKED, revoked))
         await self._show_revocations()  # an older list may have been said meanwhile
 
-    def _owes(self, client: ClientId) -> bool:
-        """Tell whether an update waits that a client signed under an earlier certificate, which counts no more."""
-        return any(
-            offer.client == client and self._barred(offer) for offer in self._ledger.waiting(self._run)
-        )
+    def _signed_in_vain(self, held: Sequence[Offered]) -> frozenset[Digest]:
+        """Name the updates, by their bases, that a client signed under an earlier certificate, which counts no more."""
+        return frozenset(Digest(offer.update.base) for offer in held if self._barred(offer))
 
     def _bar(self, client: ClientId, reason: Reason) -> None:
         if self.clients.barred.get(client) is not Reason.EXCLUDED:  # that is for an operator to end

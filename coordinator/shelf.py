@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from common.ids import ClientId, Digest
 from common.messages import Reason
-from coordinator.round import Fetch, Judge, Offered, Received, Revoke, Unfetched
+from coordinator.round import Expelled, Fetch, Judge, Offered, Received, Revoke, Unfetched
 
 Effects = Iterator[Fetch | Judge]
 
@@ -69,11 +69,16 @@ class Shelf:
                 self._forget(entry.offer)
                 yield Judge(entry.offer, event.problem, event.detail)
 
-    def expel(self, client: ClientId, reason: Reason) -> Iterator[Judge | Revoke]:
-        """Let nothing of a client count any more."""
-        for entry in [entry for entry in self._sorted() if entry.offer.client == client]:
+    def expel(self, expelled: Expelled) -> Iterator[Judge | Revoke]:
+        """Let nothing that is concerned count any more."""
+        for entry in [entry for entry in self._sorted() if expelled.concerns(entry.offer)]:
             self._forget(entry.offer)
+            reason = expelled.reason
             yield Revoke(entry.offer, reason) if entry.taken else Judge(entry.offer, reason)
+
+    def held(self, client: ClientId) -> tuple[Offered, ...]:
+        """List what is here, or on its way here, of a client."""
+        return tuple(entry.offer for entry in self._sorted() if entry.offer.client == client)
 
     def unfetched(self, event: Unfetched) -> None:
         """Forget an update that could not be had: its client will offer it again."""

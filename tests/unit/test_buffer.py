@@ -427,6 +427,23 @@ def test_after_an_outage_there_is_time_for_what_could_not_come():
     assert machine.wake_at() == 1000 + RELINK_S
 
 
+def test_where_only_an_update_under_an_old_certificate_does_not_count_its_client_works_on():
+    machine = machine_of("ab", size=3)
+    old = made("a")
+    deliver(machine, old)
+    assert machine.held(A) == (old,)
+    coming = made("b")
+    machine.handle(coming, 1)
+    assert machine.handle(Expelled(A, Reason.REVOKED, frozenset({old.update.base})), 2)[0] == Revoke(
+        old, Reason.REVOKED
+    )
+    effects = machine.handle(Expelled(B, Reason.REVOKED, frozenset({coming.update.base})), 3)
+    assert effects[0] == Judge(coming, Reason.REVOKED)
+    assert machine.held(A) == machine.held(B) == ()
+    assert {A, B} <= machine.here
+    assert not machine.at_work  # nobody is waited for in vain
+
+
 def test_no_deadline_passes_while_our_own_link_is_down():
     machine = machine_of("ab", first_deadline_s=60)
     machine.handle(LinkDown("broken", 1.0), 20)

@@ -688,6 +688,39 @@ def test_what_waits_for_the_merge_of_another_round_is_refused_with_its_client_th
     assert machine.handle(Received(B, late.delta), 34) == ()
 
 
+def test_where_only_an_update_under_an_old_certificate_does_not_count_the_one_under_the_new_does():
+    machine = run_of(rounds=3, quorum_share=0.5, first_deadline_s=30)
+    answer(machine, "a", 2)
+    machine.handle(Tick(), 30)
+    machine.handle(Merged(model(1)), 31)
+    old = Offered(update("b"))
+    machine.handle(old, 32)
+    machine.handle(Received(B, old.delta), 33)
+    machine.handle(Evaluated(), 34)
+    answer(machine, "b", 35)
+    new = machine.round.offers[B]
+    assert machine.held(B) == (new, old)
+    effects = machine.handle(Expelled(B, Reason.REVOKED, frozenset({old.update.base})), 36)
+    assert effects == (Revoke(old, Reason.REVOKED),)
+    (merge,) = [effect for effect in answer(machine, "a", 37) if isinstance(effect, Merge)]
+    assert [one.update for one in merge.updates if one.update.client == B] == [new.update]
+    assert machine.held(B) == (new,)  # while it is merged
+    assert B in machine.here
+    machine.handle(Expelled(B, Reason.REVOKED, frozenset({new.update.base})), 38)
+    assert Revoke(new, Reason.REVOKED) in machine.handle(MergeFailed("nan"), 39)
+
+
+def test_an_update_that_is_on_its_way_under_an_old_certificate_is_refused():
+    machine = run_of(rounds=3)
+    old = Offered(update("a"))
+    machine.handle(old, 1)
+    assert machine.held(A) == (old,)
+    effects = machine.handle(Expelled(A, Reason.REVOKED, frozenset({old.update.base})), 2)
+    assert effects == (Judge(old, Reason.REVOKED), Forgo(A))
+    assert machine.held(A) == ()
+    assert machine.handle(Expelled(B, Reason.REVOKED, frozenset({old.update.base})), 3) == ()
+
+
 def test_what_is_being_merged_when_its_client_is_expelled_counts():
     machine = run_of(rounds=2)
     answer(machine, "a", 1)

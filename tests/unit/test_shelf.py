@@ -2,7 +2,7 @@
 
 from common.ids import ClientId
 from common.messages import Reason
-from coordinator.round import Fetch, Judge, Offered, Received, Revoke, Unfetched
+from coordinator.round import Expelled, Fetch, Judge, Offered, Received, Revoke, Unfetched
 from coordinator.shelf import Shelf
 from support.updates import BASE, update
 
@@ -124,12 +124,24 @@ def test_of_an_expelled_client_what_was_taken_is_revoked_and_what_was_to_come_is
     take(shelf, taken)
     take(shelf, offered("b"))
     tuple(shelf.offer(coming))
-    assert tuple(shelf.expel(A, Reason.REVOKED)) == (
+    assert tuple(shelf.expel(Expelled(A, Reason.REVOKED))) == (
         Revoke(taken, Reason.REVOKED),
         Judge(coming, Reason.REVOKED),
     )
-    assert tuple(shelf.expel(A, Reason.REVOKED)) == ()
+    assert tuple(shelf.expel(Expelled(A, Reason.REVOKED))) == ()
     assert shelf.taken() == (offered("b"),)
     assert not shelf.awaits(A, coming.delta)
     assert tuple(shelf.received(received(coming))) == ()  # its blob comes all the same
     assert shelf.taken() == (offered("b"),)
+
+
+def test_where_only_some_updates_of_a_client_do_not_count_the_others_stay():
+    shelf = Shelf(3)
+    old, new = offered("a"), offered("a", "new", number=2, base=OTHER)
+    take(shelf, old)
+    take(shelf, new)
+    assert shelf.held(A) == (old, new)
+    assert tuple(shelf.expel(Expelled(A, Reason.REVOKED, frozenset({old.update.base})))) == (
+        Revoke(old, Reason.REVOKED),
+    )
+    assert shelf.held(A) == (new,)
