@@ -53,7 +53,7 @@ def dirichlet(alpha: float = 0.5, min_examples: int = 1) -> Deal:
     all again until chance is kind, which with many clients it never is.
     """
     _check_alpha(alpha)
-    _check_whole("min_examples", min_examples)
+    plugins.require_whole(1, min_examples=min_examples)
 
     def dealt(examples: Examples, num_clients: int, seed: int) -> list[Indices]:
         labels = _labels("dirichlet", examples)
@@ -76,7 +76,7 @@ def quantity(alpha: float = 0.5, min_examples: int = 1) -> Deal:
     Unlike the paper: too small a part is topped up, as in `dirichlet`.
     """
     _check_alpha(alpha)
-    _check_whole("min_examples", min_examples)
+    plugins.require_whole(1, min_examples=min_examples)
 
     def dealt(examples: Examples, num_clients: int, seed: int) -> list[Indices]:
         _check_enough(examples.count, num_clients, min_examples)
@@ -92,7 +92,7 @@ def shards(per_client: int = 2) -> Deal:
 
     Source: McMahan et al. 2017, §3 (arXiv:1602.05629), with 2 shards for each client.
     """
-    _check_whole("per_client", per_client)
+    plugins.require_whole(1, per_client=per_client)
 
     def dealt(examples: Examples, num_clients: int, seed: int) -> list[Indices]:
         labels = _labels("shards", examples)
@@ -111,7 +111,7 @@ def classes(k: int = 2) -> Deal:
     Unlike the paper: of the classes, a client gets those that the fewest have so far, and chance decides among
     these only. So no class is left without a client, and its examples with it.
     """
-    _check_whole("k", k)
+    plugins.require_whole(1, k=k)
 
     def dealt(examples: Examples, num_clients: int, seed: int) -> list[Indices]:
         labels = _labels("classes", examples)
@@ -210,11 +210,6 @@ def _labels(name: str, examples: Examples) -> Labels:
 def _check_alpha(alpha: object) -> None:
     if not isinstance(alpha, int | float) or not ALPHA_MIN <= alpha <= ALPHA_MAX:
         raise ConfigError(f"alpha must be a number from {ALPHA_MIN:g} to {ALPHA_MAX:g}, not {alpha!r}")
-
-
-def _check_whole(name: str, value: object) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 def _check_enough(have: int, num_clients: int, each: int = 1) -> None:

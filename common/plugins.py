@@ -7,6 +7,7 @@ evaluated. Names come from the operator only: nothing that a peer sends is looke
 import ast
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -63,6 +64,27 @@ def call(name: str, function: Callable[..., T], /, *args: object, **options: obj
         takes = ", ".join(str(parameter) for parameter in list(signature.parameters.values())[len(args) :])
         raise ConfigError(f"{name}: {error}; its options are: {takes or 'none'}") from None
     return function(*args, **options)
+
+
+def require_above_zero(**options: float) -> None:
+    """Make sure of numbers that people typed. Raises: ConfigError."""
+    for name, value in options.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise ConfigError(f"{name} must be a number above 0, not {value!r}")
+
+
+def require_share(**options: float) -> None:
+    """Make sure of shares that people typed, below 1. Raises: ConfigError."""
+    for name, value in options.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+            raise ConfigError(f"{name} must be at least 0 and below 1, not {value!r}")
+
+
+def require_whole(at_least: int = 0, **options: int) -> None:
+    """Make sure of whole numbers that people typed. Raises: ConfigError."""
+    for name, value in options.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+            raise ConfigError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
 
 
 def _attribute(name: str) -> object:

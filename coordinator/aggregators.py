@@ -49,7 +49,7 @@ def median() -> Aggregator:
 
 def trimmed_mean(f: int) -> Aggregator:
     """The mean of each coordinate without the f largest and f smallest: Yin et al. 2018 (arXiv:1803.01498)."""
-    _whole("trimmed_mean", f=f)
+    plugins.require_whole(f=f)
 
     def work(given: Given) -> Aggregate:
         return _by_columns(given.rows, lambda block: _middle(block, max(0, f - given.lost)))
@@ -83,9 +83,9 @@ def krum(f: int) -> Aggregator:
 
 def multi_krum(f: int, m: int | None = None) -> Aggregator:
     """The mean of the m best rows by Krum's score; n − f of them unless told. Blanchard et al. 2017, §5."""
-    _whole("multi_krum", f=f)
+    plugins.require_whole(f=f)
     if m is not None:
-        _whole("multi_krum", at_least=1, m=m)
+        plugins.require_whole(at_least=1, m=m)
 
     def work(given: Given) -> Aggregate:
         apart = squared_distances(given.rows)
@@ -112,7 +112,7 @@ def bulyan(f: int) -> Aggregator:
 
     El Mhamdi et al. 2018, Algorithm 1 (arXiv:1802.07927): a selected row is removed before the next is.
     """
-    _whole("bulyan", f=f)
+    plugins.require_whole(f=f)
 
     def work(given: Given) -> Aggregate:
         apart = squared_distances(given.rows)
@@ -149,8 +149,8 @@ def geometric_median(nu: float = 1e-6, iterations: int = 100) -> Aggregator:
     Smoothed Weiszfeld from the mean: w_i = 1 / max(ν, ‖x_i − z‖), z = Σ w_i x_i / Σ w_i. z stays a mixture a of the
     rows, so that ‖x_i − z‖² = (D a)_i − ½ aᵀ D a with their squared distances D; d is passed over twice in all.
     """
-    _positive("geometric_median", nu=nu)
-    _whole("geometric_median", at_least=1, iterations=iterations)
+    plugins.require_above_zero(nu=nu)
+    plugins.require_whole(at_least=1, iterations=iterations)
 
     def work(given: Given) -> Aggregate:
         apart = squared_distances(given.rows)
@@ -184,8 +184,8 @@ def centered_clipping(tau: float | None = None, iterations: int = 3) -> Aggregat
     Karimireddy et al. 2021, Algorithm 2 (arXiv:2012.10333). τ: each time the median of ‖x_i − v‖, unless told.
     """
     if tau is not None:
-        _positive("centered_clipping", tau=tau)
-    _whole("centered_clipping", at_least=1, iterations=iterations)
+        plugins.require_above_zero(tau=tau)
+    plugins.require_whole(at_least=1, iterations=iterations)
 
     def work(given: Given) -> Aggregate:
         n, d = given.rows.shape
@@ -256,7 +256,7 @@ def _products(rows: Rows, vector: Vector) -> Real:
 
 def norm_clip(factor: float = 1.0, then: Aggregator | None = None) -> Aggregator:
     """Shorten rows to `factor` times the median length; then the other rule, the mean unless told."""
-    _positive("norm_clip", factor=factor)
+    plugins.require_above_zero(factor=factor)
     inner = mean() if then is None else then
     _require_rule("norm_clip", inner)
 
@@ -276,7 +276,7 @@ def nnm(f: int, then: Aggregator) -> Aggregator:
 
     Nearest neighbour mixing: Allouah et al. 2023, Algorithm 2 (arXiv:2302.01772).
     """
-    _whole("nnm", f=f)
+    plugins.require_whole(f=f)
     _require_rule("nnm", then)
 
     def work(given: Given) -> Aggregate:
@@ -299,8 +299,8 @@ def bucketing(s: int, then: Aggregator, seed: int = 0) -> Aggregator:
     Karimireddy et al. 2022, Algorithm 1 (arXiv:2006.09365). Who falls together follows from the seed and from the rows'
     first elements: an audit draws the same.
     """
-    _whole("bucketing", at_least=1, s=s)
-    _whole("bucketing", seed=seed)
+    plugins.require_whole(at_least=1, s=s)
+    plugins.require_whole(seed=seed)
     _require_rule("bucketing", then)
 
     def work(given: Given) -> Aggregate:
@@ -329,23 +329,6 @@ def _then(inner: Aggregator, rows: Rows, given: Given, weights: Real | None = No
     """Let the other rule go on with rows that were made of the given ones."""
     equal = np.ones(rows.shape[0]) if weights is None else weights
     return inner.work(Given(rows, equal, given.before, given.lost))
-
-
-# --- their options --------------------------------------------------------------------------------
-
-
-def _whole(name: str, at_least: int = 0, **options: int) -> None:
-    for option, value in options.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-            raise ConfigError(
-                f"{name}: {option} must be a whole number of at least {at_least}, not {value!r}"
-            )
-
-
-def _positive(name: str, **options: float) -> None:
-    for option, value in options.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < np.inf:
-            raise ConfigError(f"{name}: {option} must be a number above 0, not {value!r}")
 
 
 # --- by name --------------------------------------------------------------------------------------

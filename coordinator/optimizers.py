@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import ConfigError
+from common import plugins
 from common.tensors import Vector
 
 Memory = tuple[Vector, ...]
@@ -22,7 +22,7 @@ Real = NDArray[np.float64]
 
 def sgd(lr: float) -> Step:
     """x + ηΔ."""
-    above_zero(lr=lr)
+    plugins.require_above_zero(lr=lr)
 
     def step(model: Vector, delta: Vector, memory: Memory) -> tuple[Vector, Memory]:
         return model + np.float32(lr) * delta, memory
@@ -32,8 +32,8 @@ def sgd(lr: float) -> Step:
 
 def momentum(lr: float, beta: float, *, nesterov: bool) -> Step:
     """v = βv + Δ; x + ηv, or with Nesterov's look ahead x + η(Δ + βv). Hsu et al. 2019 (arXiv:1909.06335)."""
-    above_zero(lr=lr)
-    _share(momentum=beta)
+    plugins.require_above_zero(lr=lr)
+    plugins.require_share(momentum=beta)
 
     def step(model: Vector, delta: Vector, memory: Memory) -> tuple[Vector, Memory]:
         (before,) = memory or (np.zeros_like(delta),)
@@ -46,7 +46,7 @@ def momentum(lr: float, beta: float, *, nesterov: bool) -> Step:
 
 def adagrad(lr: float, tau: float) -> Step:
     """v = v + Δ², from τ²; x + η Δ / (√v + τ)."""
-    above_zero(lr=lr, tau=tau)
+    plugins.require_above_zero(lr=lr, tau=tau)
 
     def step(model: Vector, delta: Vector, memory: Memory) -> tuple[Vector, Memory]:
         (before,) = memory or (np.full_like(delta, tau**2),)
@@ -89,8 +89,8 @@ def _adaptive(
     The correction: Kingma and Ba 2015, Algorithm 1 (arXiv:1412.6980). The number of the step rides along in the memory,
     of each element the same.
     """
-    above_zero(lr=lr, tau=tau)
-    _share(beta1=beta1, beta2=beta2)
+    plugins.require_above_zero(lr=lr, tau=tau)
+    plugins.require_share(beta1=beta1, beta2=beta2)
 
     def step(model: Vector, delta: Vector, memory: Memory) -> tuple[Vector, Memory]:
         mean, square, *count = memory or _nothing(delta)
@@ -115,16 +115,3 @@ def _real(vector: Vector) -> Real:
 
 def _single(vector: Real) -> Vector:
     return vector.astype(np.float32)
-
-
-def above_zero(**options: float) -> None:
-    """Make sure of options. Raises: ConfigError."""
-    for name, value in options.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < np.inf:
-            raise ConfigError(f"{name} must be a number above 0, not {value!r}")
-
-
-def _share(**options: float) -> None:
-    for name, value in options.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
-            raise ConfigError(f"{name} must be at least 0 and below 1, not {value!r}")

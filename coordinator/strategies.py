@@ -137,7 +137,7 @@ def qfedavg(q: float = 1.0, lr: float = 1.0, local_lr: float = 1.0) -> Strategy:
     h_k = q F_k^(q−1) L²‖Δ_k‖² + L F_k^q, with L = 1/η_l. F_k is what the client says of its loss at the base. It is
     h_k that weighs an update, and L F_k^q / h_k that scales it. A merge fills `local_lr` in from the plan.
     """
-    optimizers.above_zero(local_lr=local_lr)
+    plugins.require_above_zero(local_lr=local_lr)
     if isinstance(q, bool) or not isinstance(q, int | float) or not 0 <= q <= Q_MAX:
         raise ConfigError(f"q must be a number from 0 to {Q_MAX}, not {q!r}")
 
